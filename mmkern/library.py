@@ -1,0 +1,201 @@
+"""Defines an op once, attaches its kernels, and says which one runs and why.
+
+The torch dispatcher is the only registry. An op's plain-PyTorch reference is registered at
+CompositeExplicitAutograd, so it serves every device and case that has no kernel of its own, and the
+meta device. Kernels attach to a dispatch key (the CPU ones from C++, TORCH_LIBRARY_IMPL).
+"""
+
+import functools
+import importlib
+import logging
+import os
+import threading
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("mmkern")
+if os.environ.get("MMKERN_LOG"):
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+
+_lib = torch.library.Library("mmkern", "DEF")
+_functorch_active = torch._C._are_functorch_transforms_active
+
+
+class Backend(NamedTuple):
+    """Where kernels of one kind attach, and why there are none if there are none."""
+
+    key: str
+    missing: str | None
+
+
+class _State(threading.local):
+    forced: str | None = None
+
+
+OPS: dict[str, "Op"] = {}
+BACKENDS: dict[str, Backend] = {}
+_state = _State()
+_reported: set[tuple] = set()
+
+
+def define(schema, reference):
+    """Define raw op ``mmkern::<schema>`` with its reference; returns its callable overload."""
+    name = schema.partition("(")[0]
+    _lib.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def fallback(*args):
+        _report(name, args)
+        return reference(*args)
+
+    _lib.impl(name, fallback, "CompositeExplicitAutograd")
+    return getattr(torch.ops.mmkern, name).default
+
+
+class Op:
+    """A public op: raw forward, plain reference, and the autograd.Function between them.
+
+    The Function stands outside the dispatcher: that halves the cost of a call against
+    ``torch.library.register_autograd``. ``transparent``: torch.compile traces the reference, so that
+    Inductor fuses it with its neighbours, instead of calling the kernel.
+    """
+
+    def __init__(self, forward, reference, function, *, transparent=False):
+        self.name = forward._schema.name.removeprefix("mmkern::")
+        self.forward = forward
+        self.reference = reference
+        self.function = function
+        self.transparent = transparent
+        OPS[self.name] = self
+
+    def __call__(self, *args):
+        if (
+            _state.forced == "reference"
+            or _functorch_active()
+            or (self.transparent and torch.compiler.is_compiling() and _state.forced is None)
+        ):
+            return self.reference(*args)
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    if torch.compiler.is_compiling():
+                        args = _distinct(args)
+                    return self.function.apply(*args)
+        return self.forward(*args)
+
+
+def _distinct(args):
+    """args with a repeated tensor as a view: dynamo traces no Function that gets one twice."""
+    seen, out = [], []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            arg = arg.view_as(arg) if any(arg is s for s in seen) else arg
+            seen.append(arg)
+        out.append(arg)
+    return out
+
+
+def add_backend(name, key, missing=None):
+    """Announce the backend whose kernels attach to dispatch ``key``; ``missing`` says why none do."""
+    BACKENDS[name] = Backend(key, missing)
+
+
+class use:
+    """Context manager: run every mmkern op of this thread on one backend.
+
+    ``use("reference")`` is plain eager PyTorch with its own autograd. ``use("cpu")`` (or any other
+    backend of :func:`info`) lets the dispatcher choose as ever, but raises RuntimeError where the
+    reference would have run instead of that backend's kernel.
+
+    Raises:
+        ValueError: the backend does not exist, or has no kernels here (the reason is given).
+    """
+
+    def __init__(self, backend):
+        if backend != "reference":
+            if backend not in BACKENDS:
+                raise ValueError(
+                    f"mmkern.use: backend is {backend!r}; wanted one of "
+                    f"{', '.join(map(repr, ['reference', *BACKENDS]))}"
+                )
+            if BACKENDS[backend].missing:
+                raise ValueError(
+                    f"mmkern.use: backend {backend!r} is not available: {BACKENDS[backend].missing}"
+                )
+        self.backend = backend
+
+    def __enter__(self):
+        self.previous = _state.forced
+        _state.forced = self.backend
+
+    def __exit__(self, *exc):
+        _state.forced = self.previous
+
+
+def plain(function):
+    """The public function with every op in it run as plain PyTorch."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with use("reference"):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def load_native():
+    """Attach the C++ kernels of the CPU, or note why there are none."""
+    try:
+        importlib.import_module("mmkern._C")
+    except ImportError as error:
+        add_backend("cpu", "CPU", f"the C++ extension is not built ({error})")
+    else:
+        add_backend("cpu", "CPU")
+
+
+def info():
+    """Which kernels there are: {op: {backend: (available, reason)}}.
+
+    ``reason`` is a sentence for an unavailable backend, and the dispatch key of an available one.
+    """
+    return {
+        name: {
+            "reference": (True, "CompositeExplicitAutograd"),
+            **{b: _availability(name, backend) for b, backend in BACKENDS.items()},
+        }
+        for name in OPS
+    }
+
+
+def has_kernel(op, backend):
+    """True if ``backend`` has a kernel for the op and for its backward here."""
+    return _availability(op, BACKENDS[backend])[0]
+
+
+def _availability(op, backend):
+    if backend.missing:
+        return False, backend.missing
+    for raw in (op, f"{op}_backward"):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"mmkern::{raw}", backend.key):
+            return False, f"no {backend.key} kernel for mmkern::{raw}; the reference runs"
+    return True, backend.key
+
+
+def _report(name, args):
+    """Log, once per kind of call, that the reference ran and why; raise if a kernel was demanded."""
+    if _state.forced is None and not logger.isEnabledFor(logging.INFO):
+        return
+    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    if tensor.device.type == "meta":
+        return
+    key = torch._C._dispatch_key_for_device(tensor.device.type)
+    has = torch._C._dispatch_has_kernel_for_dispatch_key(f"mmkern::{name}", key)
+    reason = "the kernel does not take this case" if has else f"there is no {key} kernel"
+    text = f"mmkern::{name} on {tensor.device.type} {tensor.dtype}: the reference ran, {reason}"
+    if _state.forced is not None:
+        raise RuntimeError(f"{text}, while mmkern.use({_state.forced!r}) demands a kernel")
+    if (name, tensor.device.type, tensor.dtype) not in _reported:
+        _reported.add((name, tensor.device.type, tensor.dtype))
+        logger.info(text)
