@@ -1,0 +1,19 @@
+// Element types and dtypes that kernels and their hosts share. No member functions: a function
+// compiled in a kernel file must not exist outside its instruction set's namespace (see isa.h).
+#pragma once
+
+#include <cstdint>
+
+namespace mmkern {
+
+struct bf16_t {
+  uint16_t bits;
+};
+
+struct fp16_t {
+  uint16_t bits;
+};
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
+
+}  // namespace mmkern

@@ -1,0 +1,155 @@
+// What the host side of every op needs: dtypes, strides, scratch, parallel loops, and the way back
+// to the op's plain-PyTorch reference. Only light torch headers (torch/extension.h alone takes 22 s
+// to compile).
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <tuple>
+#include <utility>
+
+#include "../cpu/isa.h"
+#include "../cpu/types.h"
+
+namespace mmkern {
+
+// ---- dtypes -------------------------------------------------------------------------------------
+
+inline bool is_kernel_dtype(at::ScalarType type) {
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
+}
+
+inline DType kernel_dtype(at::ScalarType type) {
+  TORCH_INTERNAL_ASSERT(is_kernel_dtype(type));
+  if (type == at::kFloat) return DType::kFloat32;
+  return type == at::kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
+}
+
+// ---- tensors ------------------------------------------------------------------------------------
+
+// True if the elements of the last dimension lie next to each other (or there is at most one).
+inline bool has_unit_last_stride(const at::Tensor& t) {
+  return t.dim() == 0 || t.size(-1) <= 1 || t.stride(-1) == 1 || t.numel() == 0;
+}
+
+inline const void* data_or_null(const at::Tensor& t) {
+  return t.numel() ? t.const_data_ptr() : nullptr;
+}
+inline const void* data_or_null(const std::optional<at::Tensor>& t) {
+  return t.has_value() ? data_or_null(*t) : nullptr;
+}
+
+// The value that a raw op returns for an output that does not exist.
+inline at::Tensor no_tensor(const at::Tensor& like) { return at::empty({0}, like.options()); }
+
+// ---- the reference ------------------------------------------------------------------------------
+
+namespace detail {
+template <class T>
+T take(torch::jit::Stack& stack, size_t index) {
+  return std::move(stack[index]).to<T>();
+}
+template <class Result>
+struct Unbox {
+  static Result from(torch::jit::Stack& stack) { return take<Result>(stack, 0); }
+};
+template <class... Ts>
+struct Unbox<std::tuple<Ts...>> {
+  template <size_t... I>
+  static std::tuple<Ts...> elements(torch::jit::Stack& stack, std::index_sequence<I...>) {
+    return {take<Ts>(stack, I)...};
+  }
+  static std::tuple<Ts...> from(torch::jit::Stack& stack) {
+    return elements(stack, std::index_sequence_for<Ts...>{});
+  }
+};
+}  // namespace detail
+
+// Runs the plain-PyTorch kernel that Python registered for the op at CompositeExplicitAutograd:
+//   return call_reference<at::Tensor>("mmkern::glu", gate, up, activation, gate_first);
+// Arguments are those of the op's C++ function, in order.
+template <class Result, class... Args>
+Result call_reference(const char* op_name, const Args&... args) {
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(op_name, "");
+  torch::jit::Stack stack;
+  stack.reserve(sizeof...(Args));
+  (stack.emplace_back(args), ...);
+  op.callBoxedForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd, stack);
+  return detail::Unbox<Result>::from(stack);
+}
+
+// ---- scratch ------------------------------------------------------------------------------------
+
+// Uninitialised memory aligned to a cache line. Allocate it once per thread, outside the loops:
+// a thread_local in a shared library costs a function call per access.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), kAlign))) {}
+  T* get() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, kAlign); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// ---- parallel loops -----------------------------------------------------------------------------
+
+// Work (in elements touched) below which another thread costs more than it saves.
+inline constexpr int64_t kWorkPerThread = 16384;
+
+// Threads worth using for `tasks` tasks of `work_per_task` elements each.
+inline int64_t worthwhile_threads(int64_t tasks, int64_t work_per_task) {
+  if (at::in_parallel_region()) return 1;
+  const int64_t by_work = tasks * std::max<int64_t>(work_per_task, 1) / kWorkPerThread;
+  return std::max<int64_t>(1, std::min({int64_t{at::get_num_threads()}, tasks, by_work}));
+}
+
+// body(begin, end) over [0, tasks) in equal contiguous shares: for tasks that all cost the same.
+template <class Body>
+void parallel_even(int64_t tasks, int64_t work_per_task, const Body& body) {
+  if (tasks <= 0) return;
+  const int64_t threads = worthwhile_threads(tasks, work_per_task);
+  if (threads == 1) return body(int64_t{0}, tasks);
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    const auto start_of = [&](int64_t t) {
+      return tasks / threads * t + tasks % threads * t / threads;
+    };
+    body(start_of(first), start_of(last));
+  });
+}
+
+// worker(next) once per thread; next(begin, end) hands out the following `chunk` tasks of a shared
+// counter and is false when none is left. For uneven tasks; scratch lives in the worker.
+template <class Worker>
+void parallel_dynamic(int64_t tasks, int64_t work_per_task, int64_t chunk, const Worker& worker) {
+  if (tasks <= 0) return;
+  std::atomic<int64_t> counter{0};
+  const auto next = [&](int64_t& begin, int64_t& end) {
+    begin = counter.fetch_add(chunk, std::memory_order_relaxed);
+    end = std::min(begin + chunk, tasks);
+    return begin < tasks;
+  };
+  const int64_t threads = worthwhile_threads(tasks, work_per_task);
+  if (threads == 1) return worker(next);
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) worker(next);
+  });
+}
+
+}  // namespace mmkern
