@@ -58,8 +58,8 @@ class Op:
     """A public op: raw forward, plain reference, and the autograd.Function between them.
 
     The Function stands outside the dispatcher: that halves the cost of a call against
-    ``torch.library.register_autograd``. ``transparent``: torch.compile traces the reference, so that
-    Inductor fuses it with its neighbours, instead of calling the kernel.
+    ``torch.library.register_autograd``. ``transparent``: torch.compile traces the reference, so
+    that Inductor fuses it with its neighbours, instead of calling the kernel.
     """
 
     def __init__(self, forward, reference, function, *, transparent=False):
@@ -98,7 +98,7 @@ def _distinct(args):
 
 
 def add_backend(name, key, missing=None):
-    """Announce the backend whose kernels attach to dispatch ``key``; ``missing`` says why none do."""
+    """Announce a backend whose kernels attach to dispatch ``key``; missing: why it has none."""
     BACKENDS[name] = Backend(key, missing)
 
 
@@ -184,7 +184,7 @@ def _availability(op, backend):
 
 
 def _report(name, args):
-    """Log, once per kind of call, that the reference ran and why; raise if a kernel was demanded."""
+    """Log, once per kind of call, that the reference ran, and why; raise if it must not."""
     if _state.forced is None and not logger.isEnabledFor(logging.INFO):
         return
     tensor = next(arg for arg in args if isinstance(arg, Tensor))

@@ -4,6 +4,7 @@ Source: Dao et al., "FlashAttention" (the online softmax and its backward from t
 Packing, windows and the bottom-right causal alignment mean what they mean in flash-attention.
 """
 
+import functools
 import math
 
 import torch
@@ -17,15 +18,11 @@ _compiling = torch.compiler.is_compiling
 
 def _keep(sq, sk, key_padding_mask, causal, left, right, device):
     """Which keys each query sees, broadcastable to (B, Hk, G, Sq, Sk); None: all of them."""
-    keep = None
-    if causal:
-        right = 0
-    if left >= 0 or right >= 0:
-        offset = torch.arange(sk, device=device) - torch.arange(sq, device=device)[:, None]
-        offset = offset - (sk - sq)
-        keep = offset <= (right if right >= 0 else sk)
-        if left >= 0:
-            keep = keep & (offset >= -left)
+    right = 0 if causal else right
+    # where key j lies from the position of query i, the last query being at the last key
+    offset = torch.arange(sk, device=device) - torch.arange(sq, device=device)[:, None] - (sk - sq)
+    limits = ([offset <= right] if right >= 0 else []) + ([offset >= -left] if left >= 0 else [])
+    keep = functools.reduce(torch.logical_and, limits) if limits else None
     if key_padding_mask is not None:
         padding = key_padding_mask[:, None, None, None, :]
         keep = padding if keep is None else keep & padding
@@ -37,18 +34,26 @@ def _grouped(x, heads_k):
     return x.transpose(1, 2).unflatten(1, (heads_k, -1) if x.shape[2] else (heads_k, 0))
 
 
+def _scores(q, k, scale, key_padding_mask, causal, left, right):
+    """Scaled scores, a product in the input dtype; -inf where a query does not see a key."""
+    hk = k.shape[2]
+    scores = accumulate(_grouped(q, hk) @ _grouped(k, hk).transpose(-1, -2) * scale)
+    keep = _keep(q.shape[1], k.shape[1], key_padding_mask, causal, left, right, q.device)
+    return scores if keep is None else scores.masked_fill(~keep, -math.inf)
+
+
+def _weights(scores, lse):
+    # a row that sees no key has lse -inf; shifting it by 0 instead makes its weights exactly 0
+    return torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+
+
 def _dense(q, k, v, key_padding_mask, causal, left, right, scale):
     """The batched case as eager PyTorch computes it: scores in the input dtype, softmax in fp32."""
     b, sq, hq, _ = q.shape
-    sk, hk, dv = v.shape[1:]
-    scores = _grouped(q, hk) @ _grouped(k, hk).transpose(-1, -2) * scale
-    scores = accumulate(scores)
-    keep = _keep(sq, sk, key_padding_mask, causal, left, right, q.device)
-    if keep is not None:
-        scores = scores.masked_fill(~keep, -math.inf)
+    hk, dv = v.shape[2:]
+    scores = _scores(q, k, scale, key_padding_mask, causal, left, right)
     lse = torch.logsumexp(scores, -1)
-    # a row that sees no key has lse -inf; shifting it by 0 instead makes its weights exactly 0
-    p = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+    p = _weights(scores, lse)
     out = p.to(v.dtype) @ _grouped(v, hk)
     out = out.reshape(b, hq, sq, dv).transpose(1, 2).contiguous()
     return out, lse.reshape(b, hq, sq).contiguous()
@@ -57,13 +62,10 @@ def _dense(q, k, v, key_padding_mask, causal, left, right, scale):
 def _dense_backward(
     grad_out, grad_lse, q, k, v, out, lse, key_padding_mask, causal, left, right, scale
 ):
-    sq, sk, hk = q.shape[1], k.shape[1], k.shape[2]
+    hk = k.shape[2]
     qw, kw, vw, ow, gw = (accumulate(_grouped(t, hk)) for t in (q, k, v, out, grad_out))
-    lse = lse.unflatten(1, (hk, -1) if lse.shape[1] else (hk, 0))[..., None]
-    p = torch.exp(qw @ kw.transpose(-1, -2) * scale - lse.masked_fill(lse == -math.inf, 0.0))
-    keep = _keep(sq, sk, key_padding_mask, causal, left, right, q.device)
-    if keep is not None:
-        p = p.masked_fill(~keep, 0.0)
+    scores = _scores(q, k, scale, key_padding_mask, causal, left, right)
+    p = _weights(scores, lse.reshape(scores.shape[:-1]))
     delta = (gw * ow).sum(-1, keepdim=True)
     if grad_lse is not None:
         delta = delta - grad_lse.to(delta.dtype).reshape(delta.shape)
@@ -188,7 +190,7 @@ def attention(
         (B, Hq, Sq) or (Hq, Tq), natural logarithm, float32 (float64 for float64 inputs), and
         differentiable. A query that sees no key gives out 0 and lse -inf.
 
-        Under torch.autocast, q, k and v are cast to its dtype, as scaled_dot_product_attention does.
+        Under torch.autocast, q, k, v are cast to its dtype, as scaled_dot_product_attention's.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, device, or shape.

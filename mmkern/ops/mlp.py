@@ -176,10 +176,9 @@ def _raster_rows(x, merge, grid_hw):
         grid = grid.reshape(h // merge, merge, w // merge, merge)
         pieces.append(grid.transpose(1, 2).flatten())
         start += h * w
-    if start != x.shape[:-1].numel():
-        raise ValueError(
-            f"mmkern.mlp: grid_hw covers {start} tokens; wanted the {x.shape[:-1].numel()} rows of x"
-        )
+    n = x.shape[:-1].numel()
+    if start != n:
+        raise ValueError(f"mmkern.mlp: grid_hw covers {start} tokens; wanted the {n} rows of x")
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64, device=x.device)
 
 

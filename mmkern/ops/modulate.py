@@ -22,7 +22,7 @@ def _per_token(m, x):
     """The modulation tensor m in a shape that broadcasts against x."""
     if m.dim() < 2 or x.dim() < 3:
         return m
-    batch, tokens, channels = x.shape
+    _, tokens, channels = x.shape
     if m.dim() == 2:
         return m.unsqueeze(1)
     if m.dim() == 4:

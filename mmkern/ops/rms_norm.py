@@ -39,7 +39,7 @@ def backward_reference(grad_h, grad_y, h, weight, eps, cast, mask):
         xhat, rstd = normalize(wide, "rms", eps)
         dy = grad_y.to(wide.dtype)
         if mask[1]:
-            dweight = (dy * xhat).flatten(0, -2).sum(0).to(weight.dtype)
+            dweight = (dy * xhat).sum_to_size(weight.shape).to(weight.dtype, copy=True)
         dxhat = dy if weight is None else dy * weight
         grad = grad + normalize_backward(dxhat, xhat, rstd, "rms")
     return grad.to(h.dtype, copy=True).contiguous() if mask[0] else empty(h), dweight

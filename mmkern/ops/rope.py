@@ -5,8 +5,8 @@
 over the first R of D elements per head, R the width of the tables. rotate turns each pair by a
 quarter: pairs (i, i + R / 2) for rotate-half, (2 i, 2 i + 1) for interleaved.
 
-Source: Su et al., "RoFormer"; rotate-half as in GPT-NeoX, Llama and Qwen, interleaved as in FLUX and
-Wan; the QK-norm is RMSNorm over each head, multiplied by its weight before the cast.
+Source: Su et al., "RoFormer"; rotate-half as in GPT-NeoX, Llama and Qwen, interleaved as in FLUX
+and Wan; the QK-norm is RMSNorm over each head, multiplied by its weight before the cast.
 """
 
 import torch
