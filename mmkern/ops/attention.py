@@ -8,6 +8,7 @@ import functools
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from mmkern import library
 from mmkern.ops import _check
@@ -42,9 +43,10 @@ def _scores(q, k, scale, key_padding_mask, causal, left, right):
     return scores if keep is None else scores.masked_fill(~keep, -math.inf)
 
 
-def _weights(scores, lse):
-    # a row that sees no key has lse -inf; shifting it by 0 instead makes its weights exactly 0
-    return torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+def _weights(scores):
+    """The softmax of the scores; 0, not NaN, in a row that sees no key."""
+    unseen = (scores == -math.inf).all(-1, keepdim=True)
+    return torch.softmax(scores, -1).masked_fill(unseen, 0.0)
 
 
 def _dense(q, k, v, key_padding_mask, causal, left, right, scale):
@@ -53,19 +55,15 @@ def _dense(q, k, v, key_padding_mask, causal, left, right, scale):
     hk, dv = v.shape[2:]
     scores = _scores(q, k, scale, key_padding_mask, causal, left, right)
     lse = torch.logsumexp(scores, -1)
-    p = _weights(scores, lse)
-    out = p.to(v.dtype) @ _grouped(v, hk)
+    out = _weights(scores).to(v.dtype) @ _grouped(v, hk)
     out = out.reshape(b, hq, sq, dv).transpose(1, 2).contiguous()
     return out, lse.reshape(b, hq, sq).contiguous()
 
 
-def _dense_backward(
-    grad_out, grad_lse, q, k, v, out, lse, key_padding_mask, causal, left, right, scale
-):
+def _dense_backward(grad_out, grad_lse, q, k, v, out, key_padding_mask, causal, left, right, scale):
     hk = k.shape[2]
     qw, kw, vw, ow, gw = (accumulate(_grouped(t, hk)) for t in (q, k, v, out, grad_out))
-    scores = _scores(q, k, scale, key_padding_mask, causal, left, right)
-    p = _weights(scores, lse.reshape(scores.shape[:-1]))
+    p = _weights(_scores(q, k, scale, key_padding_mask, causal, left, right))
     delta = (gw * ow).sum(-1, keepdim=True)
     if grad_lse is not None:
         delta = delta - grad_lse.to(delta.dtype).reshape(delta.shape)
@@ -108,18 +106,17 @@ def backward_reference(
     grad_out, grad_lse, q, k, v, out, lse, key_padding_mask, cu_seqlens_q, cu_seqlens_k,
     max_seqlen_q, max_seqlen_k, causal, window_left, window_right, scale,
 ):  # fmt: skip
-    """(dq, dk, dv); the weights are rebuilt from the log-sum-exp."""
+    """(dq, dk, dv); the weights are computed again (kernels do so from the log-sum-exp)."""
     args = (causal, window_left, window_right, scale)
     if cu_seqlens_q is None:
-        return _dense_backward(grad_out, grad_lse, q, k, v, out, lse, key_padding_mask, *args)
+        return _dense_backward(grad_out, grad_lse, q, k, v, out, key_padding_mask, *args)
     grads = tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     if q.device.type == "meta":
         return grads
     for rows, keys in _segments(cu_seqlens_q, cu_seqlens_k):
         part = _dense_backward(
             grad_out[None, rows], None if grad_lse is None else grad_lse[None, :, rows],
-            q[None, rows], k[None, keys], v[None, keys], out[None, rows], lse[None, :, rows],
-            None, *args,
+            q[None, rows], k[None, keys], v[None, keys], out[None, rows], None, *args,
         )  # fmt: skip
         for grad, piece, where in zip(grads, part, (rows, keys, keys), strict=True):
             grad[where] = piece[0]
@@ -151,6 +148,7 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out, grad_lse):
         q, k, v, out, lse, *masks = ctx.saved_tensors
         if grad_out is None:

@@ -4,6 +4,7 @@ Source: Shazeer, "GLU Variants Improve Transformer".
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from mmkern import library
 from mmkern.ops import _check
@@ -52,6 +53,7 @@ class _Glu(torch.autograd.Function):
         return _forward(gate, up, activation, gate_first)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         grads = _backward(grad, *ctx.saved_tensors, *ctx.args)
         return *given(ctx.needs_input_grad[:2], grads), None, None

@@ -6,6 +6,7 @@ projector (norm, 2 x 2 merge gathered from raster order).
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from mmkern import library
 from mmkern.ops import _check
@@ -54,7 +55,7 @@ def backward_reference(
     grad, x, rows, w1, w2, norm_weight, norm_bias, z, activation, norm, eps, merge, mask
 ):  # fmt: skip
     """Gradients of x, w1, b1, w2, b2, norm_weight, norm_bias; the activation is computed again."""
-    grads = [empty(x)] * 7
+    grads = [empty(x) for _ in range(7)]
     g, zrows = grad.flatten(0, -2), z.flatten(0, -2)
     if mask[3]:
         grads[3] = g.T @ ACTIVATIONS[activation](zrows)
@@ -118,6 +119,7 @@ class _Mlp(torch.autograd.Function):
         return y, z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, _):
         need = ctx.needs_input_grad
         mask = (need[0], *need[2:8])

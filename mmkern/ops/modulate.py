@@ -10,6 +10,7 @@ bfloat16 x.
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from mmkern import library
 from mmkern.ops import _check
@@ -84,7 +85,7 @@ def backward_reference(
 
     h is x where there is no branch; branch is given only where the gradient of gate is asked for.
     """
-    grads = [empty(h)] * 7
+    grads = [empty(h) for _ in range(7)]
     wide = accumulate(_wide(h, gate, shift, scale, weight, bias))
     grad = torch.zeros_like(wide) if grad_h is None else grad_h.to(wide.dtype)
     if grad_y is not None:
@@ -139,6 +140,7 @@ class _Modulate(torch.autograd.Function):
         return h, y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_h, grad_y):
         h, branch, gate, shift, scale, weight, bias = ctx.saved_tensors
         # torch.compile hands a gradient of shape (0,) to an output that does not exist

@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from mmkern import library
 from mmkern.ops import _check
@@ -52,7 +53,7 @@ def reference(x, weight, bias, pos_embed):
 
 def backward_reference(grad, x, weight, pos_embed, mask):
     """Gradients of x, weight, bias, pos_embed."""
-    grads = [empty(x)] * 4
+    grads = [empty(x) for _ in range(4)]
     flat = weight.flatten(1)
     if mask[0]:
         dpatches = grad @ flat
@@ -90,6 +91,7 @@ class _PatchEmbed(torch.autograd.Function):
         return _forward(x, weight, bias, pos_embed)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         mask = ctx.needs_input_grad
         return given(mask, _backward(grad, *ctx.saved_tensors, mask))

@@ -10,6 +10,7 @@ multiplies first ("before").
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from mmkern import library
 from mmkern.ops import _check
@@ -68,6 +69,7 @@ class _RmsNorm(torch.autograd.Function):
         return h, y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_h, grad_y):
         # torch.compile hands a gradient of shape (0,) to an output that does not exist
         grad_h = grad_h if ctx.added else None

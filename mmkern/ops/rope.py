@@ -10,6 +10,7 @@ and Wan; the QK-norm is RMSNorm over each head, multiplied by its weight before 
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from mmkern import library
 from mmkern.ops import _check
@@ -93,6 +94,7 @@ class _Rope(torch.autograd.Function):
         return _forward(q, k, cos, sin, q_weight, k_weight, interleaved, eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_q, grad_k):
         need = ctx.needs_input_grad
         mask = (need[0], need[1], need[4], need[5])
