@@ -284,7 +284,11 @@ def _validate_mask(mask, k):
 
 def _window(window):
     pair = (window, window) if isinstance(window, int) else window
-    if len(pair) != 2 or any(not isinstance(w, int) or w < -1 for w in pair):
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or any(not isinstance(w, int) or w < -1 for w in pair)
+    ):
         raise ValueError(
             f"mmkern.attention: window is {window!r}; wanted an int or (left, right), each >= -1"
         )
