@@ -1,0 +1,60 @@
+# Every chore has a target here; each makes what it needs. Needs Python 3.11+ and a C++ compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := requirements/dev.txt
+SANITIZED := build/sanitized
+
+.PHONY: help install build test bench bench-quick lint format sanitize fuzz results docs-check clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  f"mmkern needs Python 3.11 or newer, and {sys.executable} is {sys.version.split()[0]}; \
+	set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) setuptools ninja numpy torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation \
+	  --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed ## make .venv with the development dependencies
+
+build: $(VENV)/installed ## build the C++ extension (again, where a source changed)
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+test: build ## run the tests
+	$(BIN)/python -m pytest tests -q --durations=10
+
+fuzz: build ## search for failing shapes for longer than the tests do
+	MMKERN_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py -q
+
+bench: build ## the main job: ops and models against eager PyTorch and torch.compile, on photographs
+	$(BIN)/mmkern bench --output out/bench
+
+bench-quick: build ## the same, short
+	$(BIN)/mmkern bench --quick --output out/bench-quick
+
+lint: $(VENV)/installed ## formatters and linters, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+
+format: $(VENV)/installed ## formatters and linters, changing files
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+
+# The sanitized extension lives in a build folder of its own and is found before the editable one.
+sanitize: $(VENV)/installed ## kernel tests on a build with the address and undefined sanitizers
+	MMKERN_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)
+	PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	  $(BIN)/pytest tests/test_accuracy.py tests/test_edges.py -q -x -k 'not fallback' -p no:cacheprovider
+
+clean: ## remove everything that was built, .venv included
+	rm -rf $(VENV) build out *.egg-info mmkern/*.so
