@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from tiny_models import one_thread  # noqa: F401
 from torch.nn import functional as F
 
 from mmkern.models import DiT
@@ -12,15 +13,6 @@ from mmkern.models.ddim import alphas_cumprod
 STEPS = 150
 WINDOW = 20
 NUDGES = {torch.float32: (0, 1, 2, 3), torch.bfloat16: (0,)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """At these sizes a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache
