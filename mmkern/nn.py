@@ -69,10 +69,12 @@ class LayerNorm(OpsModule):
     def add(self, x, branch, gate=None, shift=None, scale=None):
         """h = x + gate * branch and y = LN(h) * (1 + scale) + shift in one pass; returns (h, y).
 
-        ``branch=None`` is the start of a chain: h is x.
+        ``branch=None`` is the start of a chain: h is x. Under torch.autocast the stream h keeps
+        x's dtype, whatever the branch's.
         """
         if branch is None:
             return x, self(x, shift, scale)
+        branch = branch.to(x.dtype)
         return self.f.gated_modulate(
             x, branch, gate, shift, scale, weight=self.weight, bias=self.bias, eps=self.eps
         )
@@ -94,6 +96,7 @@ class RMSNorm(OpsModule):
         """h = x + branch, y = RMSNorm(h) in one pass; returns (h, y). ``branch=None``: h is x."""
         if branch is None:
             return x, self(x)
+        branch = branch.to(x.dtype)
         return self.f.rms_norm(branch, self.weight, residual=x, eps=self.eps, cast=self.cast)
 
 

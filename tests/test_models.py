@@ -16,15 +16,18 @@ from tiny_models import (
 
 import mmkern
 from mmkern.models import LLM, AutoencoderKL, DiT, ViT, dit, llm, vae, vit
-from mmkern.nn import set_ops
+from mmkern.nn import LayerNorm, RMSNorm, set_ops
 
 
-def assert_all_accurate(got, eager, oracle):
-    """The accuracy rule for the output and for every gradient."""
+def assert_all_accurate(got, eager, oracle, dtype=None):
+    """The accuracy rule for the output and every gradient; ``dtype`` is autocast's, if it runs."""
     assert got.keys() == eager.keys() == oracle.keys()
     scale = max(magnitude(value) for key, value in oracle.items() if key != "out")
+    zero = 1e-12 * scale
+    if dtype is not None:
+        scale *= torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     for key, wanted in oracle.items():
-        if magnitude(wanted) < 1e-12 * scale:  # a bias on keys: softmax ignores it
+        if magnitude(wanted) < zero:  # a bias on keys: softmax ignores it
             wanted = torch.zeros_like(wanted)
         assert_accurate(key, got[key], eager[key], wanted, 2 if key == "out" else 3, scale)
 
@@ -37,6 +40,25 @@ def test_accuracy(name, dtype):
     eager = forward_and_grads(reference_of(model), inputs)
     oracle = forward_and_grads(reference_of(model, torch.float64), cast(inputs, torch.float64))
     assert_all_accurate(got, eager, oracle)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_autocast(name):
+    """Weights, residual stream and gradients in float32, products in bfloat16."""
+    model, inputs = build(name)
+    reference, oracle = reference_of(model), reference_of(model, torch.float64)
+    streams = []
+    for module in model.modules():
+        if isinstance(module, LayerNorm | RMSNorm):
+            monitored = module.add
+            module.add = lambda x, *args, add=monitored: streams.append(x.dtype) or add(x, *args)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = forward_and_grads(model, inputs)
+        eager = forward_and_grads(reference, inputs)
+    assert set(streams) == (set() if name == "vae" else {torch.float32})
+    assert {g.dtype for key, g in got.items() if key != "out"} == {torch.float32}
+    wanted = forward_and_grads(oracle, cast(inputs, torch.float64))
+    assert_all_accurate(got, eager, wanted, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -63,7 +63,7 @@ class DiTBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
     def forward(self, h, branch, gate, c):
-        modulation = self.adaLN_modulation(c).chunk(6, dim=1)
+        modulation = self.adaLN_modulation(c).to(h.dtype).chunk(6, dim=1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
         h, y = self.norm1.add(h, branch, gate, shift_msa, scale_msa)
         h, y = self.norm2.add(h, self.attn(y), gate_msa, shift_mlp, scale_mlp)
@@ -78,7 +78,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
     def forward(self, h, branch, gate, c):
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        shift, scale = self.adaLN_modulation(c).to(h.dtype).chunk(2, dim=1)
         return self.linear(self.norm_final.add(h, branch, gate, shift, scale)[1])
 
 
@@ -145,7 +145,8 @@ class DiT(OpsModule):
         """x (B, C, H, W) noisy latents, t (B,) timesteps, y (B,) labels -> (B, C or 2C, H, W)."""
         height, width = (size // self.patch_size for size in x.shape[-2:])
         c = self.t_embedder(t) + self.y_embedder(y)
-        h, branch, gate = self.x_embedder(x, self.pos_embed), None, None
+        h = self.x_embedder(x, self.pos_embed).to(self.pos_embed.dtype)
+        branch, gate = None, None
         for block in self.blocks:
             h, branch, gate = run_block(block, h, branch, gate, c, checkpointing=self.checkpointing)
         tokens = self.final_layer(h, branch, gate, c)

@@ -104,7 +104,7 @@ class ViT(OpsModule):
         height, width = (size // self.patch_size for size in images.shape[-2:])
         extra = self.pos_embed.shape[1] - self.side**2
         pos = self.pos_embed[0, extra:].unflatten(0, (self.side, self.side))
-        x = self.patch_embed(images, resize_positions(pos, height, width))
+        x = self.patch_embed(images, resize_positions(pos, height, width)).to(pos.dtype)
         if self.cls_token is None:
             return x
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)

@@ -44,7 +44,8 @@ class TowerPatchEmbed(PatchEmbed):
         self.pos_emb = PositionTable(side, dim)
 
     def forward(self, patches, grid_hw):
-        return super().forward(patches.flatten(1), self.pos_emb(grid_hw))
+        pos = self.pos_emb(grid_hw)
+        return super().forward(patches.flatten(1), pos).to(pos.dtype)
 
 
 class TowerMlp(OpsModule):
@@ -178,7 +179,7 @@ class VLM(nn.Module):
                 f"input_ids has {at.sum()} image tokens (id {self.image_token_id}); "
                 f"the images make {len(visual)}"
             )
-        return x.masked_scatter(at[..., None], visual)
+        return x.masked_scatter(at[..., None], visual.to(x.dtype))
 
     def forward(self, input_ids, patches=None, grid_hw=None, *, attention_mask=None):
         """input_ids (B, S), images as in :meth:`encode_images` -> logits (B, S, vocab)."""
