@@ -25,9 +25,9 @@ _functorch_active = torch._C._are_functorch_transforms_active
 
 
 class Backend(NamedTuple):
-    """Where kernels of one kind attach, and why there are none if there are none."""
+    """The device that kernels of one kind run on, and why there are none if there are none."""
 
-    key: str
+    device: str
     missing: str | None
 
 
@@ -58,24 +58,21 @@ class Op:
     """A public op: raw forward, plain reference, and the autograd.Function between them.
 
     The Function stands outside the dispatcher: that halves the cost of a call against
-    ``torch.library.register_autograd``. ``transparent``: torch.compile traces the reference, so
-    that Inductor fuses it with its neighbours, instead of calling the kernel.
+    ``torch.library.register_autograd``. ``light``: where a device has no kernel for the op,
+    torch.compile traces its reference, so that Inductor fuses it with its neighbours.
     """
 
-    def __init__(self, forward, reference, function, *, transparent=False):
+    def __init__(self, forward, reference, function, *, light=False):
         self.name = forward._schema.name.removeprefix("mmkern::")
         self.forward = forward
         self.reference = reference
         self.function = function
-        self.transparent = transparent
+        self.light = light
+        self.kernels = set()  # device types with a kernel: dynamo can read this, not the dispatcher
         OPS[self.name] = self
 
     def __call__(self, *args):
-        if (
-            _state.forced == "reference"
-            or _functorch_active()
-            or (self.transparent and torch.compiler.is_compiling() and _state.forced is None)
-        ):
+        if _state.forced == "reference" or _functorch_active() or self._inlined(args[0]):
             return self.reference(*args)
         if torch.is_grad_enabled():
             for arg in args:
@@ -84,6 +81,11 @@ class Op:
                         args = _distinct(args)
                     return self.function.apply(*args)
         return self.forward(*args)
+
+    def _inlined(self, tensor):
+        return (
+            self.light and torch.compiler.is_compiling() and tensor.device.type not in self.kernels
+        )
 
 
 def _distinct(args):
@@ -97,9 +99,12 @@ def _distinct(args):
     return out
 
 
-def add_backend(name, key, missing=None):
-    """Announce a backend whose kernels attach to dispatch ``key``; missing: why it has none."""
-    BACKENDS[name] = Backend(key, missing)
+def add_backend(name, device, missing=None):
+    """Announce a backend whose kernels run on ``device``; missing: why it has none."""
+    BACKENDS[name] = Backend(device, missing)
+    for op in OPS.values():
+        if has_kernel(op.name, name):
+            op.kernels.add(device)
 
 
 class use:
@@ -150,9 +155,9 @@ def load_native():
     try:
         importlib.import_module("mmkern._C")
     except ImportError as error:
-        add_backend("cpu", "CPU", f"the C++ extension is not built ({error})")
+        add_backend("cpu", "cpu", f"the C++ extension is not built ({error})")
     else:
-        add_backend("cpu", "CPU")
+        add_backend("cpu", "cpu")
 
 
 def info():
@@ -177,10 +182,11 @@ def has_kernel(op, backend):
 def _availability(op, backend):
     if backend.missing:
         return False, backend.missing
+    key = torch._C._dispatch_key_for_device(backend.device)
     for raw in (op, f"{op}_backward"):
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"mmkern::{raw}", backend.key):
-            return False, f"no {backend.key} kernel for mmkern::{raw}; the reference runs"
-    return True, backend.key
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"mmkern::{raw}", key):
+            return False, f"no {key} kernel for mmkern::{raw}; the reference runs"
+    return True, key
 
 
 def _report(name, args):

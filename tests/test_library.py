@@ -29,7 +29,7 @@ def test_info_agrees_with_what_runs(native):
 
 
 def test_missing_backend_says_why(monkeypatch):
-    monkeypatch.setitem(library.BACKENDS, "npu", library.Backend("PrivateUse1", "CANN is absent"))
+    monkeypatch.setitem(library.BACKENDS, "npu", library.Backend("npu", "CANN is absent"))
     assert mmkern.info()["modulate"]["npu"] == (False, "CANN is absent")
     with pytest.raises(ValueError, match="'npu' is not available: CANN is absent"):
         mmkern.use("npu")
@@ -114,3 +114,19 @@ def test_docstrings_give_shapes_and_errors(name):
 def test_ops_run_on_the_meta_device():
     out = mmkern.attention(*(torch.empty(2, 5, 4, 8, device="meta") for _ in range(3)))
     assert out.shape == (2, 5, 4, 8) and out.device.type == "meta"
+
+
+def test_compile_fuses_a_light_op_without_a_kernel(monkeypatch):
+    op = library.OPS["glu"]
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    for kernels in (set(), {"cpu"}):
+        torch._dynamo.reset()
+        monkeypatch.setattr(op, "kernels", kernels)
+        torch.compile(mmkern.glu, backend=backend)(X)
+    assert "silu" in graphs[0] and "mmkern" not in graphs[0]
+    assert "mmkern.glu" in graphs[1]

@@ -59,7 +59,7 @@ class _Glu(torch.autograd.Function):
         return *given(ctx.needs_input_grad[:2], grads), None, None
 
 
-_op = library.Op(_forward, reference, _Glu)
+_op = library.Op(_forward, reference, _Glu, light=True)
 
 
 def glu(gate, up=None, *, activation="silu", gate_first=True):

@@ -156,7 +156,7 @@ class _Modulate(torch.autograd.Function):
         return *given(mask, grads), None, None
 
 
-_op = library.Op(_forward, reference, _Modulate)
+_op = library.Op(_forward, reference, _Modulate, light=True)
 
 
 def modulate(x, shift=None, scale=None, *, norm="layer", weight=None, bias=None, eps=1e-6):

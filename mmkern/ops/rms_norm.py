@@ -82,7 +82,7 @@ class _RmsNorm(torch.autograd.Function):
         return *given((need[0], mask[1], need[2]), (dh, dweight, dh)), None, None
 
 
-_op = library.Op(_forward, reference, _RmsNorm)
+_op = library.Op(_forward, reference, _RmsNorm, light=True)
 
 
 def rms_norm(x, weight=None, *, eps=1e-6, residual=None, cast="after"):

@@ -104,7 +104,7 @@ class _Rope(torch.autograd.Function):
         return dq, dk, None, None, dqw, dkw, None, None
 
 
-_op = library.Op(_forward, reference, _Rope)
+_op = library.Op(_forward, reference, _Rope, light=True)
 
 
 def rope(q, k, cos, sin, *, interleaved=False, q_weight=None, k_weight=None, eps=1e-6):
