@@ -143,17 +143,22 @@ MMKERN_INLINE void multiply_rows(int64_t rows, A a, const C* b, int64_t b_step, 
 
 // ---- packing ------------------------------------------------------------------------------------
 
+template <class T>
+MMKERN_INLINE vu read_full_cells(const T* row) {
+  if constexpr (kDepth<Cell<T>> == 2) return load_bits<vu>(row);
+  return bit_cast<vu>(load(row));
+}
+
 // kLanes cells of a row of which n values are left; what lies behind them is not read, and is 0.
 template <class T>
 MMKERN_INLINE vu read_cells(const T* row, int64_t n) {
+  if (n >= kLanes * kDepth<Cell<T>>) return read_full_cells(row);
 #if defined(__AVX512BF16__)
   if constexpr (kDepth<Cell<T>> == 2) {
-    if (n >= 2 * kLanes) return load_bits<vu>(row);
     const uint32_t mask = n > 0 ? (uint32_t{1} << n) - 1u : 0u;
     return bit_cast<vu>(_mm512_maskz_loadu_epi16(mask, row));
   }
 #endif
-  if (n >= kLanes) return bit_cast<vu>(load(row));
   return bit_cast<vu>(load(row, Part{static_cast<int>(n > 0 ? n : 0)}));
 }
 
@@ -174,16 +179,38 @@ MMKERN_INLINE void pack_row(const T* row, int64_t n, Cell<T>* out) {
   }
 }
 
+MMKERN_INLINE vh read_bits(const bf16_t* p, Full) { return load_bits<vh>(p); }
+MMKERN_INLINE vh read_bits(const bf16_t* p, Part w) { return load_part(&p->bits, w); }
+
+// Pairs of the 16-bit elements of two vectors.
+MMKERN_INLINE vu interleave(vh low, vh high) {
+#if defined(__AVX512BF16__)
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                         8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  return bit_cast<vu>(_mm512_permutex2var_epi16(_mm512_castsi256_si512(bit_cast<__m256i>(low)),
+                                                order,
+                                                _mm512_castsi256_si512(bit_cast<__m256i>(high))));
+#else
+  return __builtin_convertvector(low, vu) | __builtin_convertvector(high, vu) << 16;
+#endif
+}
+
+// Brings the n values at p into the cache ahead of their use. Rows of one head lie far apart in
+// (batch, row, head, d) tensors, where the hardware does not guess the next one.
+template <class T>
+MMKERN_INLINE void prefetch(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i);
+}
+
 // kDepth rows of n values (absent ones are null and count as 0) as one row of n cells: rows become
 // the shared dimension.
 template <class T>
 MMKERN_INLINE void pack_across_rows(const T* even, const T* odd, int64_t n, Cell<T>* out) {
   if constexpr (kDepth<Cell<T>> == 2) {
     sweep(n, [&](int64_t i, auto width) MMKERN_BODY {
-      // The bits of a bf16 widened to float are its own, in the upper half.
-      const vu low = even != nullptr ? bit_cast<vu>(load(even + i, width)) >> 16 : vu{};
-      const vu high = odd != nullptr ? bit_cast<vu>(load(odd + i, width)) : vu{};
-      store(reinterpret_cast<float*>(out + i), bit_cast<vf>(low | high), width);
+      const vh low = even != nullptr ? read_bits(even + i, width) : vh{};
+      const vh high = odd != nullptr ? read_bits(odd + i, width) : vh{};
+      store(reinterpret_cast<float*>(out + i), bit_cast<vf>(interleave(low, high)), width);
     });
   } else {
     sweep(n, [&](int64_t i, auto width) MMKERN_BODY {
@@ -192,19 +219,26 @@ MMKERN_INLINE void pack_across_rows(const T* even, const T* odd, int64_t n, Cell
   }
 }
 
-// The cells of sums of two neighbouring steps, ready to be an operand. Only AVX512_BF16 has pairs.
-#if defined(__AVX512BF16__)
+// kLanes pairs of bf16-rounded sums: of two neighbouring steps, and of 2 kLanes values that are
+// neighbours.
 MMKERN_INLINE vu make_pairs(vf even, vf odd) {
+#if defined(__AVX512BF16__)
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
                                          8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i halves = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
   return bit_cast<vu>(_mm512_permutexvar_epi16(order, halves));
-}
-// 2 kLanes consecutive values as pairs of neighbours.
-MMKERN_INLINE vu make_pairs_along(vf first, vf second) {
-  return bit_cast<vu>(_mm512_cvtne2ps_pbh(second, first));
-}
+#else
+  return interleave(narrow(even, bf16_t{}), narrow(odd, bf16_t{}));
 #endif
+}
+MMKERN_INLINE vu make_pairs_along(vf first, vf second) {
+#if defined(__AVX512BF16__)
+  return bit_cast<vu>(_mm512_cvtne2ps_pbh(second, first));
+#else
+  const vh halves[2] = {narrow(first, bf16_t{}), narrow(second, bf16_t{})};
+  return load_bits<vu>(halves);
+#endif
+}
 
 template <int kOffset, class V, std::size_t... I>
 MMKERN_INLINE V zip(V a, V b, std::index_sequence<I...>) {

@@ -1,0 +1,58 @@
+// Attention on the CPU: what the host hands to the kernels, and their entry points.
+//
+// The query heads that share one key head are computed together: row r of a (sequence, key head)
+// is query r / group of head (r % group) of the group. So keys and values are read once for the
+// group, and a block of neighbouring rows spans few query positions, which keeps masks tight.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+#include "types.h"
+
+namespace mmkern {
+
+// Element (batch, row, head, d) lies at data + batch * batch_stride + row * row_stride +
+// head * head_stride + d. Packed tensors have one batch.
+struct AttentionTensor {
+  void* data;
+  int64_t batch_stride, row_stride, head_stride;
+};
+
+// Queries q_begin ... of a batch entry, which see keys of k_begin ... of the same entry: one batch
+// entry, or one packed segment.
+struct AttentionSequence {
+  int64_t batch, q_begin, k_begin;
+  int32_t seqlen_q, seqlen_k;
+};
+
+// Windows and positions stay below this in magnitude, so that their sums fit an int32.
+inline constexpr int32_t kUnlimitedWindow = 1 << 29;
+
+struct AttentionArgs {
+  DType dtype;
+  int32_t heads_q, heads_k;
+  int32_t head_dim, head_dim_v;
+  int32_t window_left, window_right;  // kUnlimitedWindow: no limit
+  float scale;                        // finite and not 0
+  AttentionTensor q, k, v, out;
+  float* lse;                    // [batch][head][lse_rows]
+  int64_t lse_rows;              // queries of all sequences of a batch entry
+  const bool* key_padding_mask;  // null: every key takes part
+  int64_t mask_batch_stride, mask_key_stride;
+};
+
+// Rows [row_begin, row_end) of one (sequence, key head); row_begin is a multiple of 64.
+struct AttentionTask {
+  AttentionSequence sequence;
+  int32_t head_k;
+  int64_t row_begin, row_end;
+};
+
+}  // namespace mmkern
+
+// Bytes of 64-byte-aligned scratch for tasks of at most `rows` rows and `keys` keys.
+MMKERN_KERNEL(int64_t, attention_forward_scratch,
+              (const AttentionArgs& args, int64_t rows, int64_t keys))
+MMKERN_KERNEL(void, attention_forward,
+              (const AttentionArgs& args, const AttentionTask& task, void* scratch))

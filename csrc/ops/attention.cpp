@@ -1,0 +1,196 @@
+// Host side of mmkern::attention and its backward: tensors to plain structs, and tasks to threads.
+//
+// The kernels take float32, bfloat16 and float16 with a unit last stride, and a finite scale that
+// is not 0; anything else goes to the reference. grad_out and lse are made contiguous where they
+// are not (the gradient of a sum is an expanded scalar).
+#include "cpu/attention.h"
+
+#include <cmath>
+#include <vector>
+
+#include "host.h"
+
+namespace mmkern {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Positions and windows must fit an int32 with room to add them.
+constexpr int64_t kMaxSeqlen = kUnlimitedWindow / 2;
+// Rows of one task. Results do not depend on it; small tiles pack keys and values more often.
+constexpr int64_t kTileRows = 256;
+constexpr int64_t kMinTileRows = 64;
+
+bool kernel_takes(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+  const int64_t axis = q.dim() - 3;
+  for (const Tensor* t : {&q, &k, &v}) {
+    if (!is_kernel_dtype(t->scalar_type()) || t->scalar_type() != q.scalar_type() ||
+        !has_unit_last_stride(*t) || t->size(axis) >= kMaxSeqlen) {
+      return false;
+    }
+  }
+  return std::isfinite(scale) && static_cast<float>(scale) != 0.0f;
+}
+
+AttentionTensor describe(const Tensor& t) {
+  const bool packed = t.dim() == 3;
+  return {const_cast<void*>(data_or_null(t)), packed ? 0 : t.stride(0), t.stride(-3), t.stride(-2)};
+}
+
+int32_t window_limit(int64_t window) {
+  return window < 0 ? kUnlimitedWindow
+                    : static_cast<int32_t>(std::min<int64_t>(window, kUnlimitedWindow));
+}
+
+AttentionArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                       const Tensor& lse, const OptionalTensor& key_padding_mask, bool causal,
+                       int64_t window_left, int64_t window_right, double scale) {
+  AttentionArgs args{};
+  args.dtype = kernel_dtype(q.scalar_type());
+  args.heads_q = static_cast<int32_t>(q.size(-2));
+  args.heads_k = static_cast<int32_t>(k.size(-2));
+  args.head_dim = static_cast<int32_t>(q.size(-1));
+  args.head_dim_v = static_cast<int32_t>(v.size(-1));
+  args.window_left = window_limit(window_left);
+  args.window_right = causal ? 0 : window_limit(window_right);
+  args.scale = static_cast<float>(scale);
+  args.q = describe(q);
+  args.k = describe(k);
+  args.v = describe(v);
+  args.out = describe(out);
+  args.lse = lse.numel() ? lse.data_ptr<float>() : nullptr;
+  args.lse_rows = lse.size(-1);
+  if (key_padding_mask.has_value()) {
+    args.key_padding_mask = static_cast<const bool*>(data_or_null(*key_padding_mask));
+    args.mask_batch_stride = key_padding_mask->stride(0);
+    args.mask_key_stride = key_padding_mask->stride(1);
+  }
+  return args;
+}
+
+// Reads cu_seqlens, which must rise from 0 to the number of packed rows.
+std::vector<int32_t> read_offsets(const char* name, const Tensor& cu_seqlens, int64_t total) {
+  const Tensor values = cu_seqlens.contiguous();
+  const int32_t* data = values.const_data_ptr<int32_t>();
+  std::vector<int32_t> offsets(data, data + values.numel());
+  TORCH_CHECK_VALUE(!offsets.empty() && offsets.front() == 0 && offsets.back() == total &&
+                        std::is_sorted(offsets.begin(), offsets.end()),
+                    "mmkern::attention: ", name, " is ", offsets,
+                    "; wanted values that rise from 0 to the ", total, " packed tokens");
+  return offsets;
+}
+
+std::vector<AttentionSequence> list_sequences(const Tensor& q, const Tensor& k,
+                                              const OptionalTensor& cu_seqlens_q,
+                                              const OptionalTensor& cu_seqlens_k) {
+  std::vector<AttentionSequence> sequences;
+  if (q.dim() == 4) {
+    for (int64_t b = 0; b < q.size(0); ++b) {
+      sequences.push_back(
+          {b, 0, 0, static_cast<int32_t>(q.size(1)), static_cast<int32_t>(k.size(1))});
+    }
+    return sequences;
+  }
+  const auto starts_q = read_offsets("cu_seqlens_q", *cu_seqlens_q, q.size(0));
+  const auto starts_k = read_offsets("cu_seqlens_k", *cu_seqlens_k, k.size(0));
+  TORCH_CHECK_VALUE(starts_q.size() == starts_k.size(), "mmkern::attention: cu_seqlens_k has ",
+                    starts_k.size(), " values; wanted ", starts_q.size(), ", as cu_seqlens_q");
+  for (size_t i = 0; i + 1 < starts_q.size(); ++i) {
+    sequences.push_back({0, starts_q[i], starts_k[i], starts_q[i + 1] - starts_q[i],
+                         starts_k[i + 1] - starts_k[i]});
+  }
+  // The longest first, so that no thread is left with one at the end.
+  const auto cost = [](const AttentionSequence& s) { return int64_t{s.seqlen_q} * s.seqlen_k; };
+  std::stable_sort(sequences.begin(), sequences.end(),
+                   [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  return sequences;
+}
+
+// Tiles of every (sequence, key head), those that see the most keys under a causal mask first.
+std::vector<AttentionTask> list_tiles(const AttentionArgs& args,
+                                      const std::vector<AttentionSequence>& sequences,
+                                      int64_t tile_rows) {
+  const int64_t group = args.heads_q / args.heads_k;
+  std::vector<AttentionTask> tasks;
+  for (const AttentionSequence& sequence : sequences) {
+    const int64_t rows = sequence.seqlen_q * group;
+    for (int32_t head = 0; head < args.heads_k; ++head) {
+      for (int64_t tile = (rows - 1) / tile_rows; tile >= 0 && rows > 0; --tile) {
+        const int64_t begin = tile * tile_rows;
+        tasks.push_back({sequence, head, begin, std::min(begin + tile_rows, rows)});
+      }
+    }
+  }
+  return tasks;
+}
+
+std::vector<AttentionTask> list_tiles(const AttentionArgs& args,
+                                      const std::vector<AttentionSequence>& sequences) {
+  const size_t enough = 4 * static_cast<size_t>(at::get_num_threads());
+  int64_t tile_rows = kTileRows;
+  auto tasks = list_tiles(args, sequences, tile_rows);
+  while (tasks.size() < enough && tile_rows > kMinTileRows) {
+    tile_rows /= 2;
+    tasks = list_tiles(args, sequences, tile_rows);
+  }
+  return tasks;
+}
+
+// Largest rows and keys of any task, for scratch, and the mean work of one.
+struct TaskSizes {
+  int64_t rows = 0, keys = 0, mean_work = 0;
+};
+
+TaskSizes measure(const AttentionArgs& args, const std::vector<AttentionTask>& tasks) {
+  TaskSizes sizes;
+  double work = 0;
+  for (const AttentionTask& task : tasks) {
+    const int64_t rows = task.row_end - task.row_begin;
+    sizes.rows = std::max(sizes.rows, rows);
+    sizes.keys = std::max<int64_t>(sizes.keys, task.sequence.seqlen_k);
+    work += static_cast<double>(rows) * task.sequence.seqlen_k;
+  }
+  // a vectorised step does a few dozen multiplications in the time of one element of memory
+  work *= (args.head_dim + args.head_dim_v) / 32.0;
+  if (!tasks.empty()) sizes.mean_work = static_cast<int64_t>(work / tasks.size());
+  return sizes;
+}
+
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                     const OptionalTensor& key_padding_mask,
+                                     const OptionalTensor& cu_seqlens_q,
+                                     const OptionalTensor& cu_seqlens_k, int64_t max_seqlen_q,
+                                     int64_t max_seqlen_k, bool causal, int64_t window_left,
+                                     int64_t window_right, double scale) {
+  if (!kernel_takes(q, k, v, scale)) {
+    return call_reference<std::tuple<Tensor, Tensor>>(
+        "mmkern::attention", q, k, v, key_padding_mask, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+        max_seqlen_k, causal, window_left, window_right, scale);
+  }
+  auto shape = q.sizes().vec();
+  shape.back() = v.size(-1);
+  const Tensor out = at::empty(shape, q.options());
+  const auto lse_shape = q.dim() == 4 ? std::vector<int64_t>{q.size(0), q.size(2), q.size(1)}
+                                      : std::vector<int64_t>{q.size(1), q.size(0)};
+  const Tensor lse = at::empty(lse_shape, q.options().dtype(at::kFloat));
+  const AttentionArgs args =
+      describe(q, k, v, out, lse, key_padding_mask, causal, window_left, window_right, scale);
+  const auto sequences = list_sequences(q, k, cu_seqlens_q, cu_seqlens_k);
+  const auto tasks = list_tiles(args, sequences);
+  const TaskSizes sizes = measure(args, tasks);
+  const int64_t bytes = MMKERN_PICK(attention_forward_scratch)(args, sizes.rows, sizes.keys);
+  parallel_dynamic(tasks.size(), sizes.mean_work, 1, [&](const auto& next) {
+    const Scratch<char> scratch(bytes);
+    for (int64_t begin, end; next(begin, end);) {
+      MMKERN_PICK(attention_forward)(args, tasks[begin], scratch.get());
+    }
+  });
+  return {out, lse};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mmkern, CPU, m) { m.impl("attention", &attention); }
+
+}  // namespace mmkern
