@@ -36,7 +36,7 @@ class T:
 
     def make(self, dtype, device, generator):
         shape = tuple(self.shape)
-        base, view = _LAYOUTS[self.layout](shape)
+        base, view = LAYOUTS[self.layout](shape)
         dtype = self.dtype or dtype
         values = torch.randn(base, generator=generator, dtype=torch.float64)
         if self.kind.startswith("mask"):
@@ -85,7 +85,7 @@ def _channels_last(shape):
     return tuple(shape[i] for i in order), lambda t: t.permute(back)
 
 
-_LAYOUTS = {
+LAYOUTS = {
     "contiguous": lambda shape: (shape, lambda t: t),
     "chunk": _chunk,
     "qkv": _qkv,

@@ -1,0 +1,171 @@
+"""The command line: ``python -m mmkern info | bench | compare | report``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import mmkern
+
+
+def main(argv=None):
+    """Run a command; returns the exit code (2 for a wrong command line)."""
+    args = _parser().parse_args(argv)
+    return args.command(args)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="mmkern", description=mmkern.__doc__)
+    parser.add_argument("--version", action="version", version=mmkern.__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    info = commands.add_parser("info", help="which kernels there are, and why others are not")
+    info.set_defaults(command=_info)
+    _add_bench(commands)
+    compare = commands.add_parser("compare", help="what changed between two results")
+    compare.add_argument("before", type=Path, help="results.json")
+    compare.add_argument("after", type=Path, help="results.json")
+    compare.add_argument(
+        "--fail-over",
+        type=float,
+        metavar="PCT",
+        help="exit 1 if a ratio fell by more than PCT percent, or a row fails only in AFTER",
+    )
+    compare.set_defaults(command=_compare, parser=compare)
+    report = commands.add_parser("report", help="write report.html again from a results.json")
+    report.add_argument("results", type=Path, help="results.json")
+    report.add_argument("--output", type=Path, help="default: report.html beside the results")
+    report.set_defaults(command=_report, parser=report)
+    return parser
+
+
+def _add_bench(commands):
+    bench = commands.add_parser(
+        "bench",
+        help="time ops and models against eager PyTorch and torch.compile",
+        description="Time every op and model against eager PyTorch and torch.compile, check each "
+        "result against float64, and write a report. Exits 1 if a result of mmkern is wrong.",
+    )
+    add = bench.add_argument
+    add("--op", action="append", default=[], metavar="OP[,OP]", help='these ops only; or "all"')
+    add("--model", action="append", default=[], metavar="M[,M]", help='these models; or "all"')
+    add("--dtype", action="append", default=[], metavar="DT[,DT]", help="float32,bfloat16")
+    add("--device", help="default: the accelerator that is there, else cpu")
+    add("--quick", action="store_true", help="a selection, in about a minute")
+    add("--output", type=Path, default=Path("out/bench"), metavar="DIR", help="default out/bench")
+    add("--threads", type=int, help="CPU threads; default torch's")
+    add("--seed", type=int, default=0, help="of the random inputs and weights")
+    add("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    bench.set_defaults(command=_bench, parser=bench)
+
+
+def _bench(args):
+    try:
+        from mmkern.bench import job, models, photos, workloads
+    except ImportError as error:
+        args.parser.error(f"{error}; pip install 'mmkern[bench]'")
+    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    dtypes = [short.get(d, d) for d in _split(args.dtype)] or ["float32", "bfloat16"]
+    if args.threads is not None:
+        if args.threads < 1:
+            args.parser.error(f"--threads is {args.threads}; wanted at least 1")
+        torch.set_num_threads(args.threads)
+    names = [model.name for model in models.MODELS]
+    options = job.Options(
+        ops=_choice(args, "--op", _split(args.op), workloads.OPS),
+        models=_choice(args, "--model", _split(args.model), names),
+        dtypes=_choice(args, "--dtype", dtypes, job.DTYPES),
+        device=_device(args),
+        quick=args.quick,
+        compile=args.compile,
+        seed=args.seed,
+        output=args.output,
+    )
+    try:
+        return job.run(options, Console())
+    except photos.PhotographsMissing as error:
+        args.parser.error(str(error))
+
+
+def _split(values):
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def _choice(args, flag, values, allowed):
+    """The values without repetition; "all" is every allowed one. Unknown ones end the program."""
+    if "all" in values:
+        return tuple(allowed)
+    for value in values:
+        if value not in allowed:
+            args.parser.error(f"{flag} is {value!r}; wanted one of {', '.join(allowed)}")
+    return tuple(dict.fromkeys(values))
+
+
+def _device(args):
+    """The torch.device asked for, or the accelerator that is there, or the CPU."""
+    if args.device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        args.parser.error(f"--device is {args.device!r}, which cannot be used here: {reason}")
+    if device.type == "meta":
+        args.parser.error("--device is 'meta', which computes nothing; wanted a real device")
+    return device
+
+
+def _info(args):
+    from mmkern.bench import machine
+
+    console = Console()
+    console.print(f"mmkern {mmkern.__version__}, torch {torch.__version__}", highlight=False)
+    console.print(f"CPU: {machine.cpu_model()}; kernels: {machine.isa()}", highlight=False)
+    native = sys.modules.get("mmkern._C")
+    if native is not None:
+        build = ", ".join(f"{key} {value}" for key, value in native.build_info().items())
+        console.print(f"build: {build}", markup=False, highlight=False)
+    table = Table()
+    table.add_column("op")
+    kernels = mmkern.info()
+    backends = list(dict.fromkeys(name for row in kernels.values() for name in row))
+    for backend in backends:
+        table.add_column(backend, overflow="fold")
+    for op, row in kernels.items():
+        table.add_row(op, *(_availability(*row[backend]) for backend in backends))
+    console.print(table)
+    return 0
+
+
+def _availability(available, reason):
+    return f"yes ({reason})" if available else f"no: {reason}"
+
+
+def _compare(args):
+    from mmkern.bench import compare, results
+
+    try:
+        before, after = results.load(args.before), results.load(args.after)
+        return compare.run(before, after, Console(), fail_over=args.fail_over)
+    except results.ResultsError as error:
+        args.parser.error(str(error))
+
+
+def _report(args):
+    from mmkern.bench import report, results
+
+    try:
+        found = results.load(args.results)
+    except results.ResultsError as error:
+        args.parser.error(str(error))
+    path = args.output or args.results.with_name("report.html")
+    report.write(found, path)
+    Console().print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

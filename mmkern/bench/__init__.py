@@ -1,0 +1,1 @@
+"""The harness behind ``mmkern bench``: workloads, paired timing, accuracy, report."""

@@ -1,0 +1,233 @@
+"""One row of the benchmark: the contestants on the same tensors, checked, then timed."""
+
+import functools
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+import mmkern
+from mmkern import library
+from mmkern.bench import cost, eager, timing
+
+#: how far mmkern's error may exceed eager's: outputs, gradients
+OUTPUT_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The contestants of one row.
+
+    identity: the fields of the row that say what it is. functions: {"eager": f, rival: f, ...,
+    "mmkern": f}. bind: makes a function of that dict into a call without arguments that returns
+    the tensors to check. oracle: the same tensors in float64. factors: the accuracy rule's factor
+    for each of them.
+    """
+
+    identity: dict
+    functions: dict[str, Callable]
+    bind: Callable
+    oracle: Callable
+    factors: tuple
+    backward: bool = False
+    flops: float | None = None
+    bytes: int | None = None
+
+
+def op_contest(workload, dtype, device, seed):
+    """The contest of a workload of mmkern.bench.workloads."""
+    case = workload.case
+    kwargs = case.make(dtype, device, seed)
+    plain = getattr(eager, case.function)
+    functions = {
+        "eager": plain,
+        **{name: eager.RIVALS[name] for name in workload.rivals},
+        "mmkern": getattr(mmkern, case.function),
+    }
+    names = case.differentiable()
+    with torch.no_grad():
+        outs = _tuple(plain(**kwargs))
+    cotangents = _cotangents(outs, seed)
+    bind = _training(kwargs, names, cotangents) if workload.backward else _forward(kwargs)
+    exact = getattr(mmkern.reference, case.function)
+    wide = {n: _widened(v) for n, v in kwargs.items()}
+    wide_cotangents = [c.double() for c in cotangents]
+    bind_wide = _training(wide, names, wide_cotangents) if workload.backward else _forward(wide)
+    gradients = [kwargs[n] for n in names] if workload.backward else None
+    return Contest(
+        identity={
+            "kind": "op",
+            "op": case.op,
+            "function": case.function,
+            "name": case.name,
+            "variant": "forward+backward" if workload.backward else "forward",
+            "dtype": str(dtype).removeprefix("torch."),
+            "shape": workload.shape,
+            "model": workload.model,
+            "scale": workload.scale,
+            "inputs": workload.inputs,
+        },
+        functions=functions,
+        bind=bind,
+        oracle=bind_wide(exact),
+        factors=(OUTPUT_FACTOR,) * len(outs) + (GRADIENT_FACTOR,) * len(gradients or ()),
+        backward=workload.backward,
+        flops=cost.flops(case.function, kwargs, backward=workload.backward),
+        bytes=cost.moved(kwargs.values(), outs, gradients),
+    )
+
+
+def _tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _widened(value):
+    floating = isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+    return value.double() if floating else value
+
+
+def _cotangents(outs, seed):
+    generator = torch.Generator().manual_seed(seed + 1)
+    return [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in outs]
+
+
+def _forward(kwargs):
+    return lambda function: functools.partial(function, **kwargs)
+
+
+def _training(kwargs, names, cotangents):
+    leaves = {n: v.detach().requires_grad_() if n in names else v for n, v in kwargs.items()}
+    inputs = [leaves[n] for n in names]
+
+    def bind(function):
+        def step():
+            outs = _tuple(function(**leaves))
+            grads = torch.autograd.grad(outs, inputs, cotangents)
+            return (*(o.detach() for o in outs), *grads)
+
+        return step
+
+    return bind
+
+
+def run(contest, plan, *, device, compile=True):
+    """Check and time a contest.
+
+    Returns:
+        The row, a dict as mmkern.bench.results documents it. A contestant that raises has the
+        error's text in place of times; mmkern's failing, or being wrong, fails the row.
+    """
+    row = {**contest.identity, "status": "ok", "message": "", "backend": "", "notes": []}
+    row |= {"flops": contest.flops, "bytes": contest.bytes, "times": {}, "ratios": {}, "errors": {}}
+    functions = dict(contest.functions)
+    if compile:
+        torch._dynamo.reset()
+        compiled = torch.compile(functions["eager"], dynamic=False)
+        functions = {"eager": functions.pop("eager"), "compile": compiled, **functions}
+    with torch.set_grad_enabled(contest.backward):
+        calls, results = _first_calls(contest, functions, row)
+        if "mmkern" in calls and "eager" in calls:
+            _check(contest, results, row)
+            row["backend"] = _backend(calls["mmkern"], device)
+        elif "mmkern" in calls:
+            row["status"] = "failed"
+            row["message"] = f"not checked: eager raised {row['times']['eager']['error']}"
+        del results
+        gc.collect()
+        if row["status"] == "ok":
+            samples = timing.measure(calls, plan, synchronize=_synchronize(device))
+            _summarize(samples, row)
+    return row
+
+
+def _first_calls(contest, functions, row):
+    """The contestants that run, and what they return."""
+    calls, results = {}, {}
+    for name, function in functions.items():
+        call = contest.bind(function)
+        try:
+            results[name] = _tuple(call())
+        except Exception as error:
+            text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            row["times"][name] = {"error": text}
+            if name == "mmkern":
+                row["status"], row["message"] = "failed", f"mmkern raised {text}"
+        else:
+            calls[name] = call
+    return calls, results
+
+
+def _check(contest, results, row):
+    """Fill in the errors against float64; fail the row if mmkern's break the accuracy rule."""
+    oracle = _tuple(contest.oracle())
+    found = {
+        name: [largest_error(got, exact) for got, exact in zip(outs, oracle, strict=True)]
+        for name, outs in results.items()
+    }
+    floors = [
+        torch.finfo(got.dtype).eps / 2 * float(exact.abs().max()) if exact.numel() else 0.0
+        for got, exact in zip(results["eager"], oracle, strict=True)
+    ]
+    for name, errors in found.items():
+        multiples = [
+            e / max(base, floor, torch.finfo(torch.float64).tiny)
+            for e, base, floor in zip(errors, found["eager"], floors, strict=True)
+        ]
+        row["errors"][name] = {"max": _finite(max(errors)), "multiple": _finite(max(multiples))}
+    for i, factor in enumerate(contest.factors):
+        allowed = factor * found["eager"][i] + floors[i]
+        if not found["mmkern"][i] <= allowed:
+            row["status"] = "failed"
+            row["message"] = (
+                f"wrong result: error {found['mmkern'][i]:.2e} of tensor {i} is over "
+                f"{factor:g} x eager's {found['eager'][i]:.2e} + one rounding {floors[i]:.2e}"
+            )
+
+
+def _finite(value):
+    return value if math.isfinite(value) else None
+
+
+def largest_error(got, exact):
+    """Largest absolute difference; infinite where one is finite and the other is not."""
+    if got.shape != exact.shape:
+        return float("inf")
+    difference = (got.double() - exact.double()).abs()
+    if not difference.numel():
+        return 0.0
+    same = got.double() == exact.double()
+    return float(difference.masked_fill(same, 0.0).nan_to_num(nan=float("inf")).max())
+
+
+def _backend(call, device):
+    """The backend whose kernels served mmkern's call, or "reference"."""
+    key = torch._C._dispatch_key_for_device(device.type)
+    for name, backend in library.BACKENDS.items():
+        if backend.key == key and not backend.missing:
+            try:
+                with mmkern.use(name):
+                    call()
+            except RuntimeError:
+                return "reference"
+            return name
+    return "reference"
+
+
+def _synchronize(device):
+    return None if device.type == "cpu" else torch.accelerator.synchronize
+
+
+def _summarize(samples, row):
+    for name, values in samples.items():
+        estimate = timing.median(values)
+        row["times"][name] = {f"{k}_ms": 1e3 * v for k, v in _named(estimate).items()}
+        row["times"][name]["rounds"] = len(values)
+    for name, values in samples.items():
+        if name != "mmkern":
+            row["ratios"][name] = asdict(timing.ratio(values, samples["mmkern"]))
+
+
+def _named(estimate):
+    return {"median": estimate.value, "low": estimate.low, "high": estimate.high}

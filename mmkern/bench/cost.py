@@ -1,0 +1,73 @@
+"""FLOPs of a call, and bytes that it must move: the work itself, whoever does it."""
+
+import math
+
+import torch
+
+
+def nbytes(tensors):
+    """Bytes of the elements of ``tensors``, each read or written once."""
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def moved(inputs, outputs, gradients=None):
+    """Bytes that must move: inputs and outputs once.
+
+    With ``gradients``, those of the backward as well: inputs and output gradients in, gradients
+    out.
+    """
+    total = nbytes(inputs) + nbytes(outputs)
+    if gradients is not None:
+        total += nbytes(inputs) + nbytes(outputs) + nbytes(gradients)
+    return total
+
+
+def flops(function, args, *, backward=False):
+    """Floating-point operations of the matrix products in a call, None where there are none.
+
+    Attention counts the pairs that the mask lets through, at the true head dim.
+    """
+    if function == "attention":
+        forward = _attention(args)
+        return forward * 3.5 if backward else forward
+    if function == "patch_embed":
+        forward = _patch_embed(args["x"], args["weight"])
+    elif function == "mlp":
+        rows = args["x"].shape[:-1].numel() // args.get("merge", 1) ** 2
+        forward = 2 * rows * (args["w1"].numel() + args["w2"].numel())
+    else:
+        return None
+    return forward * 3 if backward else forward
+
+
+def _patch_embed(x, weight):
+    if x.dim() == weight.dim() and weight.dim() > 2:
+        tokens = math.prod(n // k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+        return 2 * x.shape[0] * tokens * weight.numel()
+    return 2 * x.shape[:-1].numel() * weight.numel()
+
+
+def _attention(args):
+    q, k, v = args["q"], args["k"], args["v"]
+    if args.get("cu_seqlens_q") is None:
+        segments = [(q.shape[1], k.shape[1])] * q.shape[0]
+    else:
+        cu_q, cu_k = args["cu_seqlens_q"].tolist(), args["cu_seqlens_k"].tolist()
+        segments = [(cu_q[i + 1] - cu_q[i], cu_k[i + 1] - cu_k[i]) for i in range(len(cu_q) - 1)]
+    window = args.get("window") or (-1, -1)
+    left, right = (window, window) if isinstance(window, int) else window
+    right = 0 if args.get("causal", False) else right
+    pairs = sum(_pairs(sq, sk, left, right) for sq, sk in segments)
+    return 2 * pairs * q.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+def _pairs(sq, sk, left, right):
+    """Pairs of a query and a key that it sees."""
+    if left < 0 and right < 0:
+        return sq * sk
+    total = 0
+    for position in range(sk - sq, sk):
+        last = min(position + right, sk - 1) if right >= 0 else sk - 1
+        first = max(position - left, 0) if left >= 0 else 0
+        total += max(last - first + 1, 0)
+    return total

@@ -1,0 +1,167 @@
+"""The main job: run every chosen row, show progress, keep what is done."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mmkern.bench import contest, machine, models, overhead, photos, report, results, tables
+from mmkern.bench.timing import Plan
+from mmkern.bench.workloads import OPS, WORKLOADS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PLAN = Plan()
+QUICK_PLAN = Plan(min_rounds=7, budget_s=0.6, max_rounds=30)
+MODEL_PLAN = Plan(min_rounds=5, budget_s=3.0, max_rounds=20)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of one run; empty ``ops`` and ``models`` mean everything."""
+
+    ops: tuple = ()
+    models: tuple = ()
+    dtypes: tuple = ("float32", "bfloat16")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    quick: bool = False
+    compile: bool = True
+    seed: int = 0
+    output: Path = Path("out/bench")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to run: what it is called, and the function that runs it."""
+
+    identity: dict
+    run: Callable
+
+
+def chosen(options):
+    """The rows that the options ask for, in the order of the table."""
+    everything = not options.ops and not options.models
+    rows = []
+    for workload in WORKLOADS:
+        if not (everything or workload.case.op in options.ops):
+            continue
+        if workload.quick or not options.quick:
+            rows += [_op_row(workload, dtype, options) for dtype in options.dtypes]
+    for model in models.MODELS:
+        if not (everything or model.name in options.models):
+            continue
+        if model.quick or not options.quick or model.name in options.models:
+            dtypes = options.dtypes if not everything else models.default_dtypes(options.dtypes)
+            rows += [_model_row(model, dtype, options) for dtype in dtypes]
+    for op in OPS:
+        if everything or op in options.ops:
+            rows.append(_overhead_row(op, options))
+    return rows
+
+
+def _op_row(workload, dtype, options):
+    def run():
+        made = contest.op_contest(workload, DTYPES[dtype], options.device, options.seed)
+        plan = QUICK_PLAN if options.quick else PLAN
+        return contest.run(made, plan, device=options.device, compile=options.compile)
+
+    return Row({"kind": "op", "op": workload.case.op, "name": workload.id, "dtype": dtype}, run)
+
+
+def _model_row(model, dtype, options):
+    def run():
+        made = models.model_contest(model, DTYPES[dtype], options.device, options.seed)
+        return contest.run(made, MODEL_PLAN, device=options.device, compile=options.compile)
+
+    return Row({"kind": "model", "op": "model", "name": model.name, "dtype": dtype}, run)
+
+
+def _overhead_row(op, options):
+    def run():
+        return overhead.row(op, options.device)
+
+    return Row({"kind": "overhead", "op": op, "name": f"{op}-overhead", "dtype": "float32"}, run)
+
+
+def run(options, console=None, command=None):
+    """Run the benchmark, print the tables, write the files.
+
+    An interrupt (Ctrl-C) ends it early; the rows that are done are kept and printed all the same.
+
+    Returns:
+        The exit code: 0; 1 if mmkern failed in a row; 130 after an interrupt.
+
+    Raises:
+        photos.PhotographsMissing: the photographs are not installed.
+    """
+    console = console or Console()
+    photos.photographs()
+    rows = chosen(options)
+    found = {
+        "schema": results.SCHEMA,
+        "complete": False,
+        "environment": machine.environment(options.device, command or sys.argv),
+        "options": {
+            "ops": list(options.ops),
+            "models": list(options.models),
+            "dtypes": list(options.dtypes),
+            "quick": options.quick,
+            "compile": options.compile,
+            "seed": options.seed,
+        },
+        "inputs": photos.SOURCE,
+        "peaks": None,
+        "rows": [],
+        "not_run": [row.identity for row in rows],
+    }
+    start = time.monotonic()
+    try:
+        _run_rows(rows, options, found, console)
+        found["complete"] = True
+        interrupted = False
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print(f"interrupted; {len(found['not_run'])} rows were not run")
+    found["environment"]["seconds"] = round(time.monotonic() - start, 1)
+    results.save(found, options.output)
+    report.write(found, options.output / "report.html")
+    tables.print_results(found, console)
+    console.print(f"written: {options.output}/results.json, results.csv, report.html")
+    if interrupted:
+        return 130
+    return 1 if results.failures(found["rows"]) else 0
+
+
+def _run_rows(rows, options, found, console):
+    """Fill in ``found`` row by row, saving after each, so that a crash keeps what is done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("limits of the machine", total=len(rows))
+        dtypes = [DTYPES[name] for name in options.dtypes]
+        found["peaks"] = machine.peaks(options.device, dtypes, quick=options.quick)
+        for row in rows:
+            progress.update(task, description=f"{row.identity['name']} {row.identity['dtype']}")
+            done = row.run()
+            found["rows"].append(done)
+            found["not_run"].pop(0)
+            results.save(found, options.output)
+            progress.advance(task)
+            progress.console.print(tables.line(done), highlight=False)

@@ -1,0 +1,141 @@
+"""The figures of the report, as inline SVG narrow enough for a phone."""
+
+import io
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from mmkern.bench import results
+from mmkern.bench.machine import copy_speed
+
+COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "mmkern": "#009e73"}
+LOSS = "#b2182b"
+WIDTH = 4.7
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Verdana", "DejaVu Sans", "sans-serif"],
+    "font.size": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+
+
+def _figure(rows):
+    """A figure with a slot of height 1 for each row: its label above, its marks below."""
+    figure = Figure(figsize=(WIDTH, 0.46 * len(rows) + 1.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylim(len(rows) - 0.3, -0.75)
+    axes.yaxis.set_major_locator(NullLocator())
+    return figure, axes
+
+
+def _label(axes, y, text, *, lost=False):
+    place = axes.get_yaxis_transform()
+    axes.text(0.005, y - 0.42, text, transform=place, color=LOSS if lost else "#222", va="center")
+
+
+def _legend(figure, handles, names, title):
+    figure.legend(
+        handles,
+        names,
+        title=title,
+        title_fontproperties={"weight": "bold"},
+        alignment="left",
+        loc="outside upper left",
+        frameon=False,
+        ncols=len(names),
+        columnspacing=1.0,
+    )
+
+
+def _svg(figure, description):
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def speedups(rows, title):
+    """Bars of the ratios against eager and torch.compile, on a logarithmic axis around 1."""
+    rows = [row for row in rows if row["ratios"]]
+    if not rows:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(rows)
+        axes.set_xscale("log")
+        seen = [1.0]
+        for y, row in enumerate(rows):
+            lost = any(r["value"] < 1 for r in row["ratios"].values())
+            _label(axes, y, results.label(row), lost=lost)
+            for offset, name in ((-0.08, "eager"), (0.2, "compile")):
+                if name in row["ratios"]:
+                    seen.append(_bar(axes, y + offset, row["ratios"][name], COLOURS[name]))
+        axes.axvline(1, color="#222", linewidth=0.8)
+        axes.set_xlim(min(seen) / 1.25, max(seen) * 1.6)
+        axes.xaxis.set_major_locator(FixedLocator(TICKS))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
+        handles = [matplotlib.patches.Patch(color=COLOURS[n]) for n in ("eager", "compile")]
+        names = ["mmkern vs eager", "mmkern vs torch.compile"]
+        _legend(figure, handles, names, title)
+    return _svg(figure, f"{title}: bars of how many times faster mmkern is")
+
+
+def _bar(axes, y, ratio, colour):
+    axes.barh(y, ratio["value"] - 1, left=1, height=0.26, color=colour)
+    axes.plot([ratio["low"], ratio["high"]], [y, y], color="#222", linewidth=0.9)
+    end = max(ratio["high"], 1.0)
+    text_colour = LOSS if ratio["value"] < 1 else "#222"
+    axes.annotate(f"{ratio['value']:.2f}", (end, y), (3, 0), textcoords="offset points",
+                  va="center", fontsize=7, color=text_colour)  # fmt: skip
+    return ratio["value"]
+
+
+def achieved(row, peaks, contestant):
+    """(share of the machine's limit, text) of a contestant; None where it has no time.
+
+    The limit is whichever binds: the measured matrix product in the row's dtype, or a measured copy
+    of as many bytes.
+    """
+    time = results.milliseconds(row, contestant)
+    if not time or not peaks:
+        return None
+    found = []
+    if row["flops"] and row["dtype"] in peaks["matmul"]:
+        speed = row["flops"] / time / 1e6
+        found.append((speed / peaks["matmul"][row["dtype"]], f"{speed:.0f} GFLOP/s"))
+    if row["bytes"]:
+        speed = row["bytes"] / time / 1e6
+        found.append((speed / copy_speed(peaks["copy"], row["bytes"]), f"{speed:.0f} GB/s"))
+    return max(found, default=None)
+
+
+def limits(rows, peaks, title):
+    """Dots: how near each contestant comes to what the machine can do."""
+    rows = [row for row in rows if achieved(row, peaks, "mmkern")]
+    if not rows:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(rows)
+        for y, row in enumerate(rows):
+            found = {name: achieved(row, peaks, name) for name in COLOURS}
+            _label(axes, y, f"{results.label(row)}: {found['mmkern'][1]}")
+            shares = {name: 100 * value[0] for name, value in found.items() if value}
+            axes.plot([0, max(shares.values())], [y + 0.05] * 2, color="#ddd", zorder=1)
+            for name, share in shares.items():
+                axes.plot(share, y + 0.05, "o", color=COLOURS[name], markersize=5, zorder=2)
+        axes.axvline(100, color="#222", linewidth=0.8)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
+        handles = [
+            matplotlib.lines.Line2D([], [], marker="o", linestyle="", color=c)
+            for c in COLOURS.values()
+        ]
+        _legend(figure, handles, list(COLOURS), title)
+    return _svg(figure, f"{title}: share of the measured limit of the machine")

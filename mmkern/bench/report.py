@@ -1,0 +1,227 @@
+"""report.html: one self-contained file, legible on a phone."""
+
+from html import escape
+
+import numpy as np
+
+from mmkern.bench import plots, results, tables
+
+CSS = """
+body{font:16px/1.45 system-ui,sans-serif;color:#222;background:#fff;max-width:76rem;
+margin:0 auto;padding:.8rem}
+h1{font-size:1.5rem;margin:.4rem 0}h2{font-size:1.15rem;margin:1.8rem 0 .5rem}
+p,li{max-width:46rem}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.82rem}
+th,td{padding:.22rem .5rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+th{border-bottom:2px solid #888;vertical-align:bottom}
+th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}
+td:nth-child(2){white-space:normal;min-width:11rem}
+tr.lost td{background:#fdf1e3}tr.failed td{background:#fbe3e3}
+tr.rival td{color:#666;border-bottom:0}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem}
+.plots svg{width:100%;max-width:33rem;height:auto}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem .8rem;font-size:.88rem}
+dt{color:#666}dd{margin:0;overflow-wrap:anywhere}.small{font-size:.85rem;color:#555}
+"""
+
+
+def write(found, path):
+    """Write the report of a result, whole or not at all."""
+    results.write_text(path, render(found))
+
+
+def render(found):
+    """The HTML of a result."""
+    rows = found["rows"]
+    ops = [row for row in rows if row["kind"] == "op"]
+    models = [row for row in rows if row["kind"] == "model"]
+    environment = found["environment"]
+    parts = [
+        f"<h1>mmkern benchmark: {escape(environment['cpu'])}</h1>",
+        _summary(found, ops + models),
+        _failures(found),
+        _losses(rows),
+        _plots("Ops: times faster", [plots.speedups(group, d) for d, group in _by_dtype(ops)]),
+        _plots(
+            "Models: times faster", [plots.speedups(group, d) for d, group in _by_dtype(models)]
+        ),
+        _plots(
+            "Ops: share of the machine's limit",
+            [plots.limits(group, found["peaks"], d) for d, group in _by_dtype(ops)],
+        ),
+        _limits_text(found["peaks"]),
+        _table(ops + models),
+        _overhead([row for row in rows if row["kind"] == "overhead"]),
+        _method(found),
+        _environment(found),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>mmkern benchmark</title><style>{CSS}</style></head><body>"
+        + "\n".join(part for part in parts if part)
+        + "</body></html>\n"
+    )
+
+
+def _by_dtype(rows):
+    dtypes = dict.fromkeys(row["dtype"] for row in rows)
+    return [(dtype, [row for row in rows if row["dtype"] == dtype]) for dtype in dtypes]
+
+
+def _summary(found, rows):
+    sentences = []
+    for name, words in (("eager", "eager PyTorch"), ("compile", "torch.compile")):
+        values = [r["ratios"][name]["value"] for r in rows if name in r["ratios"]]
+        if values:
+            ahead = sum(value >= 1 for value in values)
+            mean = float(np.exp(np.mean(np.log(values))))
+            sentences.append(
+                f"Against {words}, mmkern is ahead in {ahead} of {len(values)} rows; the geometric "
+                f"mean of the ratios is {mean:.2f}."
+            )
+    reference = sum(row["backend"] == "reference" for row in rows)
+    if reference:
+        sentences.append(
+            f"In {reference} rows mmkern had no kernel for the whole call here, so that its plain "
+            "PyTorch reference ran somewhere."
+        )
+    sentences.append(f"Inputs: {found['inputs']}.")
+    return f"<p>{escape(' '.join(sentences))}</p>"
+
+
+def _failures(found):
+    failed = [
+        f"{results.label(row)} {row['dtype']}: {row['message']}"
+        for row in results.failures(found["rows"])
+    ]
+    notes = [f"{results.label(row)}: {note}" for row in found["rows"] for note in row["notes"]]
+    missing = [f"{i['name']} {i['dtype']}" for i in found["not_run"]]
+    baselines = [
+        f"{results.label(row)} {row['dtype']}, {name}: {time['error']}"
+        for row in found["rows"]
+        for name, time in row["times"].items()
+        if "error" in time and name != "mmkern"
+    ]
+    groups = (
+        ("Failed", failed), ("Not run: the run was interrupted", missing),
+        ("Baselines that raised", baselines), ("Remarks", notes),
+    )  # fmt: skip
+    return "".join(f"<h2>{title}</h2>{_list(texts)}" for title, texts in groups if texts)
+
+
+def _list(texts):
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
+def _losses(rows):
+    lines = tables.loss_lines(rows)
+    body = _list(lines) if lines else "<p>Nowhere in this run.</p>"
+    return f"<h2>Where mmkern loses</h2>{body}"
+
+
+def _plots(title, svgs):
+    svgs = [svg for svg in svgs if svg]
+    return f'<h2>{title}</h2><div class="plots">{"".join(svgs)}</div>' if svgs else ""
+
+
+def _limits_text(peaks):
+    if not peaks:
+        return ""
+    matmul = ", ".join(f"{dtype} {speed:.0f} GFLOP/s" for dtype, speed in peaks["matmul"].items())
+    copies = ", ".join(f"{size / 2**20:.0f} MiB {speed:.0f} GB/s" for size, speed in peaks["copy"])
+    return (
+        '<p class="small">100 % is what this machine did in the same run: a square matrix product '
+        f"({escape(matmul)}), or a copy of as many bytes, read and written ({escape(copies)}); "
+        "whichever a row comes nearer to. FLOPs are those of the matrix products at the true head "
+        "dim; bytes are inputs and outputs, each once.</p>"
+    )
+
+
+def _table(rows):
+    if not rows:
+        return ""
+    head = (
+        "row", "where from", "dtype", "eager ms", "compile ms", "mmkern ms", "vs eager",
+        "vs compile", "error", "ran on",
+    )  # fmt: skip
+    cells = "".join(f"<th>{name}</th>" for name in head)
+    body = "".join(_table_rows(row) for row in rows)
+    return (
+        f'<h2>All rows</h2><div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
+        '<p class="small">Times are medians. "vs" is the median of the ratios within rounds, with '
+        "its 95 % interval; above 1, mmkern is faster. Shaded rows are slower than a baseline. "
+        "Error: the largest against float64, as a multiple of eager's.</p>"
+    )
+
+
+def _table_rows(row):
+    where = f"{row['model']}: {row['shape']}" + (f" ({row['scale']})" if row["scale"] else "")
+    start = [results.label(row), where, row["dtype"]]
+    if row["status"] == "failed":
+        cells = "".join(f"<td>{escape(text)}</td>" for text in start)
+        return f'<tr class="failed">{cells}<td colspan="7">{escape(row["message"])}</td></tr>'
+    lost = any(r["value"] < 1 for r in row["ratios"].values())
+    contestants = (*tables.BASELINES, "mmkern")
+    texts = [
+        *start,
+        *(tables.milliseconds(results.milliseconds(row, c)) for c in contestants),
+        *(tables.times_faster(row, c) for c in tables.BASELINES),
+        tables.error(row),
+        row["backend"],
+    ]
+    lines = [_line(texts, "lost" if lost else "")]
+    for name in row["times"]:
+        if name not in contestants:
+            time = tables.milliseconds(results.milliseconds(row, name))
+            faster = tables.times_faster(row, name)
+            lines.append(_line([f"or: {name}", "", "", time, "", "", faster, "", "", ""], "rival"))
+    return "".join(lines)
+
+
+def _line(texts, style):
+    return f'<tr class="{style}">' + "".join(f"<td>{escape(t)}</td>" for t in texts) + "</tr>"
+
+
+def _overhead(rows):
+    if not rows:
+        return ""
+    head = "".join(f"<th>{n}</th>" for n in ("op", "shape", "overhead us", "whole call us"))
+    body = "".join(
+        _line(
+            [row["op"], row["shape"]]
+            + [f"{1e3 * row['times'][n]['median_ms']:.2f}" for n in ("overhead", "call")],
+            "",
+        )
+        for row in rows
+    )
+    return (
+        "<h2>Cost of a call</h2>"
+        f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+        '<p class="small">Overhead: the public function minus the raw op on the same tiny tensors, '
+        "without gradients.</p>"
+    )
+
+
+def _method(found):
+    compiled = "" if found["options"]["compile"] else " torch.compile was left out of this run."
+    return (
+        "<h2>How it was measured</h2><p>All contestants get the same tensors, and each allocates "
+        "its own outputs in every call. They are warmed up, then timed in rounds: one sample of "
+        "each (several calls where a call is short), the order turned around after every round. "
+        "Rounds go on until the intervals are narrow or the row's time is up. Before the timing, "
+        "each result is checked against float64; if mmkern's largest error exceeds twice eager's "
+        "plus one rounding (three times for gradients), the row fails and has no time."
+        f"{compiled}</p>"
+    )
+
+
+def _environment(found):
+    items = {
+        **found["environment"], "seed": found["options"]["seed"], "quick": found["options"]["quick"]
+    }  # fmt: skip
+    body = "".join(
+        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in items.items()
+    )
+    return f"<h2>Environment</h2><dl>{body}</dl>"
