@@ -1,5 +1,6 @@
 """The main job: run every chosen row, show progress, keep what is done."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -155,8 +156,10 @@ def _run_rows(rows, options, found, console):
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("limits of the machine", total=len(rows))
-        dtypes = [DTYPES[name] for name in options.dtypes]
-        found["peaks"] = machine.peaks(options.device, dtypes, quick=options.quick)
+        peaks = functools.partial(
+            machine.peaks, options.device, [DTYPES[d] for d in options.dtypes], quick=options.quick
+        )
+        found["peaks"] = peaks()
         for row in rows:
             progress.update(task, description=f"{row.identity['name']} {row.identity['dtype']}")
             done = row.run()
@@ -165,3 +168,4 @@ def _run_rows(rows, options, found, console):
             results.save(found, options.output)
             progress.advance(task)
             progress.console.print(tables.line(done), highlight=False)
+        found["peaks"] = machine.best_peaks(found["peaks"], peaks())

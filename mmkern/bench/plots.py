@@ -14,6 +14,7 @@ LOSS = "#b2182b"
 WIDTH = 4.7
 STYLE = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "mmkern",
     "font.family": "sans-serif",
     "font.sans-serif": ["Verdana", "DejaVu Sans", "sans-serif"],
     "font.size": 8.5,
@@ -26,16 +27,16 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 def _figure(rows):
     """A figure with a slot of height 1 for each row: its label above, its marks below."""
-    figure = Figure(figsize=(WIDTH, 0.46 * len(rows) + 1.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.5 * len(rows) + 1.0), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_ylim(len(rows) - 0.3, -0.75)
+    axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.yaxis.set_major_locator(NullLocator())
     return figure, axes
 
 
 def _label(axes, y, text, *, lost=False):
     place = axes.get_yaxis_transform()
-    axes.text(0.005, y - 0.42, text, transform=place, color=LOSS if lost else "#222", va="center")
+    axes.text(0.005, y - 0.38, text, transform=place, color=LOSS if lost else "#222", va="center")
 
 
 def _legend(figure, handles, names, title):
@@ -69,15 +70,17 @@ def speedups(rows, title):
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(rows)
         axes.set_xscale("log")
-        seen = [1.0]
+        ends = [0.8, 1.25]
         for y, row in enumerate(rows):
             lost = any(r["value"] < 1 for r in row["ratios"].values())
             _label(axes, y, results.label(row), lost=lost)
             for offset, name in ((-0.08, "eager"), (0.2, "compile")):
                 if name in row["ratios"]:
-                    seen.append(_bar(axes, y + offset, row["ratios"][name], COLOURS[name]))
+                    _bar(axes, y + offset, row["ratios"][name], COLOURS[name])
+                    ends += [row["ratios"][name][end] for end in ("low", "high")]
         axes.axvline(1, color="#222", linewidth=0.8)
-        axes.set_xlim(min(seen) / 1.25, max(seen) * 1.6)
+        # room at the right for the number at the end of the longest bar
+        axes.set_xlim(min(ends) / 1.1, max(ends) * (max(ends) / min(ends)) ** 0.14)
         axes.xaxis.set_major_locator(FixedLocator(TICKS))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
@@ -94,7 +97,6 @@ def _bar(axes, y, ratio, colour):
     text_colour = LOSS if ratio["value"] < 1 else "#222"
     axes.annotate(f"{ratio['value']:.2f}", (end, y), (3, 0), textcoords="offset points",
                   va="center", fontsize=7, color=text_colour)  # fmt: skip
-    return ratio["value"]
 
 
 def achieved(row, peaks, contestant):

@@ -52,7 +52,9 @@ def line(row):
 
 def results_table(rows):
     """The table of ops and models, sorted by op; narrow enough for 80 columns."""
-    table = Table(title="Median times in ms, and how many times faster mmkern is", box=box.SIMPLE)
+    table = Table(
+        title="Median times in ms, and how many times faster mmkern is", box=box.SIMPLE, expand=True
+    )
     table.title_justify = "left"
     table.add_column("op, shape", overflow="fold", ratio=1)
     table.add_column("dtype", no_wrap=True)
@@ -103,14 +105,14 @@ def overhead_table(rows):
 
 
 def loss_lines(rows):
-    """One sentence for each row and contestant where mmkern is slower."""
-    lines = []
+    """One line for each row in which mmkern is slower than something, worst first."""
+    lines = {}
     for row, name in results.losses(rows):
         r = row["ratios"][name]
-        certain = "" if r["high"] < 1 else ", within the noise"
+        certain = "" if r["high"] < 1 else " (within the noise)"
         what = f"{results.label(row)} {row['dtype']} ({row['shape']})"
-        lines.append(f"{what}: {r['value']:.2f}x {name}{certain}")
-    return lines
+        lines.setdefault(what, []).append(f"{r['value']:.2f}x {name}{certain}")
+    return [f"{what}: {', '.join(ratios)}" for what, ratios in lines.items()]
 
 
 def print_results(found, console):

@@ -1,0 +1,139 @@
+"""The support matrix: how far each op is proven on each target, from committed evidence.
+
+    python -m pytest tests/test_accuracy.py --junit-xml out/junit.xml
+    python -m mmkern.bench.matrix out/junit.xml benchmarks/results/cpu.json \\
+        -o benchmarks/results/matrix.json
+
+Rungs: 0 none; 1 right in emulation; 2 compiles for the target; 3 its lowered code executed and
+right; 4 right on the hardware; 5 measured on the hardware against its peers. The reference is plain
+PyTorch and stands on 4 where its tests passed.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import mmkern
+from mmkern.bench import machine, results
+
+SCHEMA = "mmkern-matrix/1"
+#: a parameter of tests/test_accuracy.py -> the column that it proves
+COLUMNS = {"fallback": "reference", "dispatched": "cpu"}
+RUNGS = ("none", "emulated", "compiles", "lowered", "right", "measured")
+_ID = re.compile(r"test_(?:forward|gradients)\[(?P<parameters>.*)\]")
+
+
+def count(junit):
+    """{(op, column): [passed, failed]} from a JUnit file of tests/test_accuracy.py."""
+    counts = {}
+    for test in ElementTree.parse(junit).getroot().iter("testcase"):
+        match = _ID.search(test.get("name", ""))
+        if match is None or test.find("skipped") is not None:
+            continue
+        parts = match["parameters"].split("-")
+        column = next((COLUMNS[part] for part in parts if part in COLUMNS), None)
+        op = next((_raw(part) for part in parts if _raw(part) in mmkern.library.OPS), None)
+        if column and op:
+            broken = test.find("failure") is not None or test.find("error") is not None
+            counts.setdefault((op, column), [0, 0])[broken] += 1
+    return counts
+
+
+def _raw(function):
+    return "modulate" if function.startswith("gated_") else function
+
+
+def collect(junit, found):
+    """The evidence: for each op and column its rung and what it stands on."""
+    counts = count(junit)
+    kernels = mmkern.info()
+    cells = {}
+    for op in mmkern.library.OPS:
+        cells[op] = {}
+        for column in COLUMNS.values():
+            passed, failed = counts.get((op, column), (0, 0))
+            available = kernels[op].get(column, (False, ""))[0]
+            measured = [
+                row
+                for row in found["rows"]
+                if row["kind"] == "op" and row["op"] == op and row["backend"] == column
+            ]
+            right = available and passed > 0 and failed == 0
+            good = all(row["status"] == "ok" for row in measured)
+            rung = 0 if not right else 5 if column != "reference" and measured and good else 4
+            cells[op][column] = {
+                "rung": rung,
+                "passed": passed,
+                "failed": failed,
+                "rows": len(measured),
+            }
+    return {
+        "schema": SCHEMA,
+        "environment": {
+            "cpu": machine.cpu_model(),
+            "isa": machine.isa(),
+            "mmkern": mmkern.__version__,
+        },
+        "ops": cells,
+    }
+
+
+def load(path):
+    """Read a matrix.json.
+
+    Raises:
+        ResultsError: the file has another schema.
+    """
+    evidence = json.loads(Path(path).read_text(encoding="utf-8"))
+    if evidence.get("schema") != SCHEMA:
+        raise results.ResultsError(
+            f"{path} has schema {evidence.get('schema')!r}; wanted {SCHEMA!r}"
+        )
+    return evidence
+
+
+def table(evidence):
+    """The matrix as Markdown."""
+    columns = list(next(iter(evidence["ops"].values())))
+    lines = [f"| op | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for op, cells in evidence["ops"].items():
+        texts = (_cell(cells[column]) for column in columns)
+        lines.append(f"| {op} | {' | '.join(texts)} |")
+    e = evidence["environment"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Evidence: mmkern {e['mmkern']} on {e['cpu']}, {e['isa']}; accuracy tests passed.",
+        ]
+    )
+
+
+def _cell(cell):
+    if cell["failed"]:
+        return f"{cell['failed']} tests fail"
+    if cell["rung"] == 0:
+        return "0 none"
+    return f"{cell['rung']} {RUNGS[cell['rung']]} ({cell['passed']} tests)"
+
+
+def main(argv=None):
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mmkern.bench.matrix", description=__doc__)
+    parser.add_argument("junit", type=Path, help="pytest --junit-xml of tests/test_accuracy.py")
+    parser.add_argument("results", type=Path, help="results.json of mmkern bench")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="matrix.json")
+    args = parser.parse_args(argv)
+    try:
+        evidence = collect(args.junit, results.load(args.results))
+    except (OSError, ElementTree.ParseError, results.ResultsError) as error:
+        parser.error(str(error))
+    results.write_text(args.output, json.dumps(evidence, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

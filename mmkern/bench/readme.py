@@ -1,0 +1,115 @@
+"""Regenerate the README's tables from committed evidence.
+
+    python -m mmkern.bench.readme benchmarks/results/cpu.json README.md [--check]
+    python -m mmkern.bench.readme benchmarks/results/matrix.json README.md [--check]
+
+A result of ``mmkern bench`` fills the text between ``<!-- bench:begin -->`` and
+``<!-- bench:end -->``; a support matrix (mmkern.bench.matrix), that between
+``<!-- matrix:begin -->`` and ``<!-- matrix:end -->``. With --check nothing is written, and drift
+exits 1.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from mmkern.bench import matrix, results, tables
+
+
+class MarkersMissing(ValueError):
+    """The document has no place for the table."""
+
+
+def replace(document, name, body):
+    """``document`` with the text between the markers of ``name`` replaced by ``body``.
+
+    Raises:
+        MarkersMissing: the pair of markers is not there exactly once.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if len(pattern.findall(document)) != 1:
+        raise MarkersMissing(f"wanted one pair of {begin} and {end}")
+    return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", document)
+
+
+def bench_table(found):
+    """Markdown: one line per workload, one group of columns per dtype."""
+    rows = [row for row in found["rows"] if row["kind"] != "overhead"]
+    dtypes = [d for d in tables.SHORT if any(row["dtype"] == d for row in rows)]
+    head = [
+        "workload",
+        *(f"{tables.SHORT[d]} {c}" for d in dtypes for c in ("ms", "vs eager", "vs compile")),
+    ]
+    lines = [_line(head), _line(["---", "---"] + ["---:"] * (len(head) - 2))]
+    for key in dict.fromkeys((row["kind"] == "model", *_identity(row)) for row in rows):
+        same = {
+            row["dtype"]: row for row in rows if (row["kind"] == "model", *_identity(row)) == key
+        }
+        any_row = next(iter(same.values()))
+        passes = " fwd+bwd" if any_row["variant"] == "forward+backward" else ""
+        where = f"{any_row['model']}: {any_row['shape']}"
+        cells = [any_row["function"] + passes, where]
+        for dtype in dtypes:
+            cells += _cells(same.get(dtype))
+        lines.append(_line(cells))
+    return "\n".join([*lines, "", _footnote(found)])
+
+
+def _identity(row):
+    return row["function"], row["name"], row["variant"]
+
+
+def _cells(row):
+    if row is None:
+        return ["", "", ""]
+    if row["status"] == "failed":
+        return ["FAILED", "", ""]
+    ratios = (results.ratio(row, name) for name in tables.BASELINES)
+    texts = ["-" if r is None else f"{r:.2f}" if r >= 1 else f"**{r:.2f}**" for r in ratios]
+    return [tables.milliseconds(results.milliseconds(row, "mmkern")), *texts]
+
+
+def _line(cells):
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _footnote(found):
+    e = found["environment"]
+    return (
+        f"Median ms of mmkern, and how many times faster it is (bold: slower). {e['cpu']}, "
+        f"{e['threads']} threads, {e['isa']}, torch {e['torch']}, mmkern {e['mmkern']} "
+        f"({e['commit']}), {e['date']}: `{e['command']}`."
+    )
+
+
+def main(argv=None):
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mmkern.bench.readme", description=__doc__)
+    parser.add_argument("evidence", type=Path, help="results.json, or matrix.json")
+    parser.add_argument("document", type=Path, help="README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on drift")
+    args = parser.parse_args(argv)
+    try:
+        schema = json.loads(args.evidence.read_text(encoding="utf-8")).get("schema")
+        if schema == matrix.SCHEMA:
+            name, body = "matrix", matrix.table(matrix.load(args.evidence))
+        else:
+            name, body = "bench", bench_table(results.load(args.evidence))
+        old = args.document.read_text(encoding="utf-8")
+        new = replace(old, name, body)
+    except (OSError, ValueError, AttributeError) as error:
+        parser.error(f"{args.evidence}, {args.document}: {error}")
+    if args.check:
+        if new != old:
+            print(f"{args.document}: the {name} table differs from {args.evidence}")
+        return int(new != old)
+    if new != old:
+        results.write_text(args.document, new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
