@@ -162,7 +162,12 @@ def test_compare_fails_on_a_row_that_broke_and_lists_rows_of_one_file(found):
         compare.run(found, found | {"rows": []}, console)
 
 
-DOCUMENT = "top\n<!-- bench:begin -->\nstale text\n<!-- bench:end -->\n<!-- matrix:begin --><!-- matrix:end -->\n"
+DOCUMENT = """top
+<!-- bench:begin -->
+stale text
+<!-- bench:end -->
+<!-- matrix:begin --><!-- matrix:end -->
+"""
 
 
 def test_readme_table_is_replaced_and_checked(found, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The main job: run every chosen row, show progress, keep what is done."""
 
 import functools
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -108,6 +109,8 @@ def run(options, console=None, command=None):
     """
     console = console or Console()
     photos.photographs()
+    # graph breaks in the baselines are part of what is measured; their warnings tear the progress
+    torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)
     rows = chosen(options)
     found = {
         "schema": results.SCHEMA,
