@@ -60,14 +60,16 @@ def _dense(q, k, v, key_padding_mask, causal, left, right, scale):
     return out, lse.reshape(b, hq, sq).contiguous()
 
 
-def _dense_backward(grad_out, grad_lse, q, k, v, out, key_padding_mask, causal, left, right, scale):
+def _dense_backward(grad_out, grad_lse, q, k, v, key_padding_mask, causal, left, right, scale):
     hk = k.shape[2]
-    qw, kw, vw, ow, gw = (accumulate(_grouped(t, hk)) for t in (q, k, v, out, grad_out))
+    qw, kw, vw, gw = (accumulate(_grouped(t, hk)) for t in (q, k, v, grad_out))
     p = _weights(_scores(q, k, scale, key_padding_mask, causal, left, right))
-    delta = (gw * ow).sum(-1, keepdim=True)
+    dp = gw @ vw.transpose(-1, -2)
+    # equal to rowsum(grad_out * out), but exact where a row sees one key and the two cancel
+    delta = (p * dp).sum(-1, keepdim=True)
     if grad_lse is not None:
         delta = delta - grad_lse.to(delta.dtype).reshape(delta.shape)
-    ds = p * (gw @ vw.transpose(-1, -2) - delta) * scale
+    ds = p * (dp - delta) * scale
 
     def ungrouped(grad, like):
         return grad.flatten(1, 2).transpose(1, 2).to(like.dtype).contiguous()
@@ -106,17 +108,17 @@ def backward_reference(
     grad_out, grad_lse, q, k, v, out, lse, key_padding_mask, cu_seqlens_q, cu_seqlens_k,
     max_seqlen_q, max_seqlen_k, causal, window_left, window_right, scale,
 ):  # fmt: skip
-    """(dq, dk, dv); the weights are computed again (kernels do so from the log-sum-exp)."""
+    """(dq, dk, dv); recomputes what kernels rebuild from out and lse."""
     args = (causal, window_left, window_right, scale)
     if cu_seqlens_q is None:
-        return _dense_backward(grad_out, grad_lse, q, k, v, out, key_padding_mask, *args)
+        return _dense_backward(grad_out, grad_lse, q, k, v, key_padding_mask, *args)
     grads = tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     if q.device.type == "meta":
         return grads
     for rows, keys in _segments(cu_seqlens_q, cu_seqlens_k):
         part = _dense_backward(
             grad_out[None, rows], None if grad_lse is None else grad_lse[None, :, rows],
-            q[None, rows], k[None, keys], v[None, keys], out[None, rows], None, *args,
+            q[None, rows], k[None, keys], v[None, keys], None, *args,
         )  # fmt: skip
         for grad, piece, where in zip(grads, part, (rows, keys, keys), strict=True):
             grad[where] = piece[0]
