@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from accuracy import assert_accurate, magnitude
+from accuracy import assert_accurate, error, magnitude
 from tiny_models import (
     BUILDERS,
     SIZES,
@@ -19,17 +19,24 @@ from mmkern.models import LLM, AutoencoderKL, DiT, ViT, dit, llm, vae, vit
 from mmkern.nn import LayerNorm, RMSNorm, set_ops
 
 
-def assert_all_accurate(got, eager, oracle, dtype=None):
-    """The accuracy rule for the output and every gradient; ``dtype`` is autocast's, if it runs."""
+def assert_all_accurate(got, eager, oracle):
+    """The accuracy rule for the output and, relative to its size, for every gradient.
+
+    The gradients share the largest relative error of eager PyTorch: of a gradient with a handful
+    of elements it is luck. Two runs in bfloat16 that were equally good over all differed five-fold
+    in the error of an eight-element bias (measured).
+    """
     assert got.keys() == eager.keys() == oracle.keys()
-    scale = max(magnitude(value) for key, value in oracle.items() if key != "out")
-    zero = 1e-12 * scale
-    if dtype is not None:
-        scale *= torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-    for key, wanted in oracle.items():
-        if magnitude(wanted) < zero:  # a bias on keys: softmax ignores it
-            wanted = torch.zeros_like(wanted)
-        assert_accurate(key, got[key], eager[key], wanted, 2 if key == "out" else 3, scale)
+    assert_accurate("out", got["out"], eager["out"], oracle["out"], 2)
+    sizes = {key: magnitude(value) for key, value in oracle.items() if key != "out"}
+    largest = max(sizes.values())
+    # softmax ignores a bias on the keys: its gradient is zero, its error is that of its terms
+    sizes = {key: size if size > 1e-12 * largest else largest for key, size in sizes.items()}
+    shared = max(error(eager[key], oracle[key]) / size for key, size in sizes.items())
+    for key, size in sizes.items():
+        assert got[key].shape == oracle[key].shape and got[key].dtype == eager[key].dtype
+        allowed = 3 * shared + torch.finfo(got[key].dtype).eps / 2
+        assert error(got[key], oracle[key]) / size <= allowed, key
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,7 +65,9 @@ def test_autocast(name):
     assert set(streams) == (set() if name == "vae" else {torch.float32})
     assert {g.dtype for key, g in got.items() if key != "out"} == {torch.float32}
     wanted = forward_and_grads(oracle, cast(inputs, torch.float64))
-    assert_all_accurate(got, eager, wanted, torch.bfloat16)
+    # products were rounded to bfloat16, so that is the rounding the rule allows
+    got, eager = ({k: v.bfloat16() for k, v in run.items()} for run in (got, eager))
+    assert_all_accurate(got, eager, wanted)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
