@@ -75,6 +75,15 @@ def test_rounds_stop_at_the_precision_the_budget_or_the_limit():
     assert 3 < len(sampled({"a": 2.0, "b": 1.0}, short, noisy)[0]["a"]) < 20
 
 
+def test_pace_takes_fewer_rounds_when_time_is_short():
+    plan = timing.Plan(min_rounds=9, budget_s=1.0)
+    assert timing.paced(plan, seconds_left=30, rows_left=10) == plan
+    late = timing.paced(plan, seconds_left=6, rows_left=10)
+    assert (late.min_rounds, late.budget_s) == (4, pytest.approx(0.2))
+    overdue = timing.paced(plan, seconds_left=-5, rows_left=10)
+    assert (overdue.min_rounds, overdue.budget_s) == (4, 0.1)
+
+
 def test_paired_ratio_cancels_what_slows_both():
     rng = np.random.default_rng(1)
     machine_load = rng.uniform(1, 5, size=40)
@@ -266,13 +275,13 @@ def test_overhead_compares_the_call_with_the_raw_op_on_the_same_arguments(op):
 
 
 def test_an_interrupt_keeps_the_rows_that_are_done(monkeypatch, tmp_path):
-    def interrupt():
+    def interrupt(pace):
         raise KeyboardInterrupt
 
     def row(name, run):
         return job.Row({"kind": "op", "op": "glu", "name": name, "dtype": "float32"}, run)
 
-    rows = [row("first", lambda: run_tiny(lambda x: x * 2)), row("second", interrupt)]
+    rows = [row("first", lambda pace: run_tiny(lambda x: x * 2)), row("second", interrupt)]
     monkeypatch.setattr(job, "chosen", lambda options: rows)
     monkeypatch.setattr(machine, "_best", lambda call, device: 1e-3)
     console = recorder()

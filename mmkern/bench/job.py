@@ -19,14 +19,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmkern.bench import contest, machine, models, overhead, photos, report, results, tables
+from mmkern.bench import contest, machine, models, overhead, photos, report, results, tables, timing
 from mmkern.bench.timing import Plan
 from mmkern.bench.workloads import OPS, WORKLOADS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: seconds that a whole run aims at; rows get fewer rounds where it would take longer
+TARGET_S, QUICK_TARGET_S = 255, 60
 PLAN = Plan()
-QUICK_PLAN = Plan(min_rounds=7, budget_s=0.6, max_rounds=30)
-MODEL_PLAN = Plan(min_rounds=5, budget_s=3.0, max_rounds=20)
+QUICK_PLAN = Plan(min_rounds=5, budget_s=0.5, max_rounds=30)
+MODEL_PLAN = Plan(min_rounds=5, budget_s=2.0, max_rounds=20)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """A row to run: what it is called, and the function that runs it."""
+    """A row to run: what it is called, and the function (of a Plan's pace) that runs it."""
 
     identity: dict
     run: Callable
@@ -73,24 +75,25 @@ def chosen(options):
 
 
 def _op_row(workload, dtype, options):
-    def run():
+    def run(pace):
         made = contest.op_contest(workload, DTYPES[dtype], options.device, options.seed)
-        plan = QUICK_PLAN if options.quick else PLAN
+        plan = pace(QUICK_PLAN if options.quick else PLAN)
         return contest.run(made, plan, device=options.device, compile=options.compile)
 
     return Row({"kind": "op", "op": workload.case.op, "name": workload.id, "dtype": dtype}, run)
 
 
 def _model_row(model, dtype, options):
-    def run():
+    def run(pace):
         made = models.model_contest(model, DTYPES[dtype], options.device, options.seed)
-        return contest.run(made, MODEL_PLAN, device=options.device, compile=options.compile)
+        plan = pace(MODEL_PLAN)
+        return contest.run(made, plan, device=options.device, compile=options.compile)
 
     return Row({"kind": "model", "op": "model", "name": model.name, "dtype": dtype}, run)
 
 
 def _overhead_row(op, options):
-    def run():
+    def run(pace):
         return overhead.row(op, options.device)
 
     return Row({"kind": "overhead", "op": op, "name": f"{op}-overhead", "dtype": "float32"}, run)
@@ -163,9 +166,12 @@ def _run_rows(rows, options, found, console):
             machine.peaks, options.device, [DTYPES[d] for d in options.dtypes], quick=options.quick
         )
         found["peaks"] = peaks()
-        for row in rows:
+        end = time.monotonic() + (QUICK_TARGET_S if options.quick else TARGET_S)
+        for number, row in enumerate(rows):
+            left = end - time.monotonic()
+            pace = functools.partial(timing.paced, seconds_left=left, rows_left=len(rows) - number)
             progress.update(task, description=f"{row.identity['name']} {row.identity['dtype']}")
-            done = row.run()
+            done = row.run(pace)
             found["rows"].append(done)
             found["not_run"].pop(0)
             results.save(found, options.output)

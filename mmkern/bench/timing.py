@@ -10,7 +10,7 @@ import gc
 import itertools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,10 +25,18 @@ class Plan:
     """
 
     sample_s: float = 0.004
-    min_rounds: int = 9
+    min_rounds: int = 7
     max_rounds: int = 60
-    budget_s: float = 1.5
+    budget_s: float = 1.0
     precision: float = 0.02
+
+
+def paced(plan, seconds_left, rows_left):
+    """``plan``, with fewer rounds where the rows to come would overrun the seconds left."""
+    share = seconds_left / max(rows_left, 1)
+    if share > 2 * plan.budget_s:
+        return plan
+    return replace(plan, budget_s=max(share / 3, 0.1), min_rounds=min(plan.min_rounds, 4))
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,7 @@ def _sample(call, repeats, synchronize, timer):
 def _repeats(call, sample_s, synchronize, timer):
     """Calls that fill a sample; the calls made to find out are the warm-up."""
     repeats = 1
-    for _ in range(2):
-        elapsed = _sample(call, 1, synchronize, timer)
+    elapsed = _sample(call, 1, synchronize, timer)
     while elapsed < sample_s / 2:
         repeats = max(repeats * 2, math.ceil(repeats * sample_s / max(elapsed, 1e-7) / 2))
         elapsed = _sample(call, repeats, synchronize, timer)

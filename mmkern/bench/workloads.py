@@ -204,10 +204,12 @@ def _modulation(function, name, x, m, *where, mdtype=None, chunked=True, **optio
 
 MODULATE = [
     _modulation(
-        "modulate", "dit_xl2", (8, 1024, 1152), (8, 1152), "DiT-XL/2, 512 px", "8x1024x1152",
+        "modulate", "dit_xl2", (4, 1024, 1152), (4, 1152), "DiT-XL/2, 512 px", "4x1024x1152",
+        "batch 8 -> 4",
     ),
     _modulation(
-        "modulate", "flux", (1, 4608, 3072), (1, 3072), "FLUX.1, 1024 px", "1x4608x3072",
+        "modulate", "flux", (1, 2304, 3072), (1, 3072), "FLUX.1, 1024 px", "1x2304x3072",
+        "4608 -> 2304 tokens",
     ),
     _modulation(
         "gated_modulate", "dit_xl2_256", (8, 256, 1152), (8, 1152), "DiT-XL/2, 256 px",
@@ -245,7 +247,8 @@ def _mlp(name, x, hidden, out, *where, merge=1, activation="gelu", norm=None, gr
 
 MLP = [
     _mlp(
-        "llava", (576, 1024), 4096, 4096, "LLaVA-1.5 projector", "576 tokens, 1024-4096-4096",
+        "llava", (288, 1024), 4096, 4096, "LLaVA-1.5 projector", "288 tokens, 1024-4096-4096",
+        "576 -> 288 tokens",
         quick=True,
     ),
     _mlp(
@@ -328,7 +331,7 @@ def _glu(name, gate, *where, packed=False, activation="silu", gate_first=True, *
 
 GLU = [
     _glu(
-        "qwen3_8b", (1024, 12288), "Qwen3-8B SwiGLU", "1024x12288", "4096 -> 1024 tokens",
+        "qwen3_8b", (512, 12288), "Qwen3-8B SwiGLU", "512x12288", "4096 -> 512 tokens",
         quick=True,
     ),
     _glu(
