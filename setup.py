@@ -95,7 +95,14 @@ def build_kernels(build_dir):
 
 
 def extension():
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+    except ImportError:
+        sys.exit(
+            "mmkern is built against the torch that it will run with, and none was found: install "
+            "torch>=2.11 first, then `pip install --no-build-isolation .`, or set MMKERN_NO_EXT=1 "
+            "to install without the CPU kernels."
+        )
 
     sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/ops/*.cpp"))
     # Apple's compiler has no OpenMP of its own; without it the kernels run on one thread.
