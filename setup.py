@@ -90,7 +90,8 @@ def build_kernels(build_dir):
     """Compile csrc/cpu for every instruction set and return the object files."""
     write_ninja_file(build_dir)
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-    subprocess.run([sys.executable, "-m", "ninja", "-C", str(build_dir), *jobs], check=True)
+    if subprocess.run([sys.executable, "-m", "ninja", "-C", str(build_dir), *jobs]).returncode:
+        sys.exit("mmkern: compiling the CPU kernels failed, see the messages above.")
     return [str(o) for objects in kernel_objects(build_dir).values() for o in objects]
 
 

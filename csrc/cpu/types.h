@@ -16,4 +16,7 @@ struct fp16_t {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
 
+// Scratch rows of floats are padded to a multiple of this, so that kernels touch whole vectors.
+inline constexpr int64_t kScratchPad = 32;
+
 }  // namespace mmkern

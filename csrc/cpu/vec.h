@@ -20,6 +20,7 @@
 #endif
 
 #define MMKERN_INLINE static inline __attribute__((always_inline))
+#define MMKERN_MEMBER inline __attribute__((always_inline))
 // Goes after a lambda's parameters, so that a loop body given to sweep() is inlined into its loop.
 #define MMKERN_BODY __attribute__((always_inline))
 
@@ -82,6 +83,16 @@ MMKERN_INLINE vf copysign(vf magnitude, vf sign) {
 // a * b + c in one rounding where the instruction set has FMA (everything but x86 baseline).
 MMKERN_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
 
+// x, in a way that keeps the compiler from fusing the operation that made it into the next one.
+MMKERN_INLINE vf rounded(vf x) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
+}
+
 MMKERN_INLINE vf sqrt(vf x) {
 #if defined(__AVX512F__)
   return _mm512_sqrt_ps(x);
@@ -119,17 +130,64 @@ MMKERN_INLINE float hmax(vf x) {
   return reduce_halves(x, [](auto a, auto b) MMKERN_BODY { return a > b ? a : b; });
 }
 
+// v with the lanes beyond the width set to zero.
+MMKERN_INLINE vf keep(vf v, Full) { return v; }
+MMKERN_INLINE vf keep(vf v, Part w) {
+  vi lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return select(lane < w.n, v, zero());
+}
+
+// The sum of value(i, width) over [0, n). Four accumulators hide the latency of the addition and
+// keep the chains short: the error grows with n / (4 kLanes).
+template <class Value>
+MMKERN_INLINE float sum_over(int64_t n, const Value& value) {
+  vf s0{}, s1{}, s2{}, s3{};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    s0 += value(i, Full{});
+    s1 += value(i + kLanes, Full{});
+    s2 += value(i + 2 * kLanes, Full{});
+    s3 += value(i + 3 * kLanes, Full{});
+  }
+  for (; i + kLanes <= n; i += kLanes) s0 += value(i, Full{});
+  if (i < n) {
+    const Part rest{static_cast<int>(n - i)};
+    s1 += keep(value(i, rest), rest);
+  }
+  return hsum((s0 + s1) + (s2 + s3));
+}
+
 // ---- 16-bit formats <-> float -------------------------------------------------------------------
 
-MMKERN_INLINE vf widen(vh bits, bf16_t) {
-  return bit_cast<vf>(__builtin_convertvector(bits, vu) << 16);
+// Zero extension and its inverse. GCC 12 splits __builtin_convertvector into half vectors here.
+MMKERN_INLINE vu extend(vh bits) {
+#if defined(__AVX512F__)
+  return bit_cast<vu>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<vu>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, vu);
+#endif
 }
+MMKERN_INLINE vh truncate(vu bits) {
+#if defined(__AVX512F__)
+  return bit_cast<vh>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(bits)));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32(bit_cast<__m256i>(bits), bit_cast<__m256i>(bits));
+  return bit_cast<vh>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0xd8)));
+#else
+  return __builtin_convertvector(bits, vh);
+#endif
+}
+
+MMKERN_INLINE vf widen(vh bits, bf16_t) { return bit_cast<vf>(extend(bits) << 16); }
 
 MMKERN_INLINE vh narrow_bf16_by_bits(vf x) {
   const vu bits = bit_cast<vu>(x);
   const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const vu quiet_nan = (bits >> 16) | 0x40u;
-  return __builtin_convertvector(x == x ? rounded : quiet_nan, vh);
+  return truncate(x == x ? rounded : quiet_nan);
 }
 
 MMKERN_INLINE vh narrow(vf x, bf16_t) {
@@ -162,7 +220,7 @@ MMKERN_INLINE vh narrow(vf x, fp16_t) {
 }
 #else
 MMKERN_INLINE vf widen(vh bits, fp16_t) {
-  const vu wide = __builtin_convertvector(bits, vu);
+  const vu wide = extend(bits);
   const vu magnitude = (wide & 0x7fffu) << 13;
   const vu exponent_shift = vu{} + ((127u - 15u) << 23);
   const vu normal = magnitude + exponent_shift;
@@ -183,7 +241,7 @@ MMKERN_INLINE vh narrow(vf x, fp16_t) {
   vu result = magnitude < (vu{} + (113u << 23)) ? denormal : normal;
   result = magnitude >= (vu{} + (143u << 23)) ? vu{} + 0x7c00u : result;
   result = magnitude > (vu{} + (255u << 23)) ? (magnitude >> 13 & 0x3ffu) | 0x7e00u : result;
-  return __builtin_convertvector(result | sign, vh);
+  return truncate(result | sign);
 }
 #endif
 
