@@ -15,6 +15,7 @@ namespace {
 // Keys per block. Scores of one block of rows (kKeyBlock x 64 floats) stay in L2 beside the packed
 // keys and values; 128 and 512 were 2-4 % slower.
 constexpr int64_t kKeyBlock = 256;
+constexpr int64_t kSumRows = 16;
 constexpr int64_t kPrefetchRows = 32;
 
 // One block of rows of the tile and what it has summed up so far.
@@ -142,31 +143,37 @@ struct AddWeightedValues {
 
 // Replaces `count` rows of scores by their weights, as cells of the key dimension, in place (the
 // cells of a row never lie behind the scores that they come from), and adds the weights up.
-// The difference comes before the scale, so that the largest score weighs exactly 1.
+// The difference comes before the scale, so that the largest score weighs exactly 1. One chain of
+// sums over all keys would double the error of the log-sum-exp: they are added kSumRows at a time.
 template <class C, int NV>
 __attribute__((noinline)) void weigh(float* scores, int64_t count, float scale, const vf* largest,
                                      vf* total) {
-  vf top[NV], sum[NV];
-  for (int j = 0; j < NV; ++j) top[j] = largest[j], sum[j] = zero();
+  vf top[NV];
+  for (int j = 0; j < NV; ++j) top[j] = largest[j];
   const auto weight = [&](int64_t row, int j) MMKERN_BODY {
     const vf score = load(scores + (row * NV + j) * kLanes);
     return exp2_weight<kWeightDegree<C>>((score - top[j]) * scale);
   };
-  for (int64_t i = 0; i < count; i += kDepth<C>) {
+  for (int64_t begin = 0; begin < count; begin += kSumRows) {
+    const int64_t end = least(begin + kSumRows, count);
+    vf sum[NV];
+    for (int j = 0; j < NV; ++j) sum[j] = zero();
+    for (int64_t i = begin; i < end; i += kDepth<C>) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      const vf first = weight(i, j);
-      if constexpr (kDepth<C> == 1) {
-        sum[j] += first;
-        store(scores + (i * NV + j) * kLanes, first);
-      } else {
-        const vf second = weight(i + 1, j);
-        sum[j] += first + second;
-        store_bits(scores + (i / 2 * NV + j) * kLanes, make_pairs(first, second));
+      for (int j = 0; j < NV; ++j) {
+        const vf first = weight(i, j);
+        if constexpr (kDepth<C> == 1) {
+          sum[j] += first;
+          store(scores + (i * NV + j) * kLanes, first);
+        } else {
+          const vf second = weight(i + 1, j);
+          sum[j] += first + second;
+          store_bits(scores + (i / 2 * NV + j) * kLanes, make_pairs(first, second));
+        }
       }
     }
+    for (int j = 0; j < NV; ++j) total[j] += sum[j];
   }
-  for (int j = 0; j < NV; ++j) total[j] += sum[j];
 }
 
 // Takes the largest scores of a block of keys into account: `largest` becomes what to subtract from
@@ -228,7 +235,8 @@ void finish_rows(const AttentionArgs& args, const AttentionSequence& sequence,
   if (!seen) {
     for (int64_t i = 0; i < args.head_dim_v * NV; ++i) store(state.sums + i * kLanes, zero());
   }
-  unpack_lanes<T, NV>(state.sums, args.head_dim_v, rows, divisor, [&](int lane) MMKERN_BODY {
+  const auto average = [&](vf sum, int j) MMKERN_BODY { return sum / divisor[j]; };
+  unpack_lanes<T, NV>(state.sums, args.head_dim_v, rows, average, [&](int lane) MMKERN_BODY {
     return row_of<T>(args.out, sequence.batch, sequence.q_begin + rows.query[lane],
                      rows.head[lane]);
   });
@@ -246,7 +254,8 @@ void run_tile(const AttentionArgs& args, const AttentionTask& task, void* buffer
   const KeyRange keys = unpadded_keys(args, sequence);
   for (int64_t b = 0; b < scratch.blocks; ++b) {
     const RowState<T> state = scratch.state(b);
-    fill_block(args, task, task.row_begin + b * kBlockRows, *state.rows);
+    fill_block(args, sequence, task.head_k, task.row_begin + b * kBlockRows, task.row_end,
+               *state.rows);
     with_vectors(state.rows->vectors, [&]<int NV>() { begin_rows<T, NV>(args, sequence, state); });
   }
   const auto visible = [&](int64_t first, int64_t last) {

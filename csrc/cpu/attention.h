@@ -49,6 +49,30 @@ struct AttentionTask {
   int64_t row_begin, row_end;
 };
 
+// The backward walks over the queries once for each chunk of keys, whose gradients it keeps. A
+// chunk adds its share of dq to the shares of others in a second step, in order: the bits depend on
+// the length of a chunk, which depends on the head dims alone, and not on who computes it when.
+struct AttentionBackwardArgs {
+  AttentionArgs forward;
+  AttentionTensor grad_out, dq, dk, dv;
+  const float* grad_lse;  // laid out as lse; null: none
+};
+
+// One chunk of the keys of a (sequence, key head).
+struct AttentionChunk {
+  AttentionSequence sequence;
+  int32_t head_k;
+  int64_t key_begin, key_end;
+  float* dq_share;  // [rows][head_dim], before the scale; null: the only chunk, write dq
+};
+
+// Rows whose shares of dq are to be added up: `chunks` of them, `share_stride` floats apart.
+struct AttentionShares {
+  AttentionTask rows;
+  const float* first;  // of row 0 of the (sequence, key head)
+  int64_t share_stride, chunks;
+};
+
 }  // namespace mmkern
 
 // Bytes of 64-byte-aligned scratch for tasks of at most `rows` rows and `keys` keys.
@@ -56,3 +80,11 @@ MMKERN_KERNEL(int64_t, attention_forward_scratch,
               (const AttentionArgs& args, int64_t rows, int64_t keys))
 MMKERN_KERNEL(void, attention_forward,
               (const AttentionArgs& args, const AttentionTask& task, void* scratch))
+
+// Bytes of scratch for chunks of at most `keys` keys.
+MMKERN_KERNEL(int64_t, attention_backward_scratch,
+              (const AttentionBackwardArgs& args, int64_t keys))
+MMKERN_KERNEL(void, attention_backward,
+              (const AttentionBackwardArgs& args, const AttentionChunk& chunk, void* scratch))
+MMKERN_KERNEL(void, attention_add_shares,
+              (const AttentionBackwardArgs& args, const AttentionShares& shares))

@@ -56,18 +56,19 @@ struct RowBlock {
   int32_t head[kBlockRows];
 };
 
-MMKERN_INLINE void fill_block(const AttentionArgs& args, const AttentionTask& task, int64_t begin,
-                              RowBlock& block) {
+// The rows from `begin` on of a (sequence, key head) that has `row_end` of them to take.
+MMKERN_INLINE void fill_block(const AttentionArgs& args, const AttentionSequence& sequence,
+                              int32_t head_k, int64_t begin, int64_t row_end, RowBlock& block) {
   const int group = args.heads_q / args.heads_k;
-  const int32_t shift = task.sequence.seqlen_k - task.sequence.seqlen_q;
-  block.rows = static_cast<int>(least<int64_t>(kBlockRows, task.row_end - begin));
+  const int32_t shift = sequence.seqlen_k - sequence.seqlen_q;
+  block.rows = static_cast<int>(least<int64_t>(kBlockRows, row_end - begin));
   block.vectors = kTileVectors;
   while (block.vectors > 1 && block.rows <= block.vectors / 2 * kLanes) block.vectors /= 2;
   int32_t query = static_cast<int32_t>(begin / group);
   int32_t head = static_cast<int32_t>(begin % group);
   for (int lane = 0; lane < kBlockRows; ++lane) {
     block.query[lane] = query;
-    block.head[lane] = task.head_k * group + head;
+    block.head[lane] = head_k * group + head;
     block.position[lane] = query + shift;
     if (lane + 1 < block.rows && ++head == group) head = 0, ++query;
   }
@@ -147,6 +148,19 @@ MMKERN_INLINE ScoreMask score_mask(const AttentionArgs& args, const AttentionSeq
 
 // ---- exponentials -------------------------------------------------------------------------------
 
+// The product that comes in, rounded: keeps the compiler from fusing it into an FMA. The forward
+// rounds largest * scale into the lse of a row with one key; so the backward gives it weight 1.
+MMKERN_INLINE vf rounded(vf x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 // 2^x for x <= 0 (and a little above); 2^-inf is exactly 0, as are denormals without AVX-512, and
 // NaN stays NaN. Relative error of the
 // minimax polynomials: degree 4 3.6e-6, for weights that are rounded to bf16; degree 6 2.6e-9.
@@ -225,11 +239,11 @@ static void pack_lanes(const AttentionTensor& t, const AttentionSequence& sequen
   }
 }
 
-// The way back, with each lane divided by its divisor: n rows of NV * kLanes sums become rows of
-// the block in memory. destination(lane) is where the lane's row begins.
-template <class T, int NV, class Destination>
+// The way back, by way of finish(value, j) for vector j of lanes: n rows of NV * kLanes sums become
+// rows of the block in memory. destination(lane) is where the lane's row begins.
+template <class T, int NV, class Finish, class Destination>
 MMKERN_INLINE void unpack_lanes(const float* sums, int64_t n, const RowBlock& block,
-                                const vf* divisor, const Destination& destination) {
+                                const Finish& finish, const Destination& destination) {
   for (int j = 0; j < NV && j * kLanes < block.rows; ++j) {
     const int lanes = least(kLanes, block.rows - j * kLanes);
     for (int64_t d = 0; d < n; d += kLanes) {
@@ -238,7 +252,7 @@ MMKERN_INLINE void unpack_lanes(const float* sums, int64_t n, const RowBlock& bl
       if (n - d >= kLanes && lanes == kLanes) {
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
-          rows[i] = bit_cast<vu>(load(from + i * NV * kLanes) / divisor[j]);
+          rows[i] = bit_cast<vu>(finish(load(from + i * NV * kLanes), j));
         }
         transpose(rows);
 #pragma GCC unroll 16
@@ -247,7 +261,7 @@ MMKERN_INLINE void unpack_lanes(const float* sums, int64_t n, const RowBlock& bl
       } else {
         const Part width{static_cast<int>(least<int64_t>(kLanes, n - d))};
         for (int i = 0; i < kLanes; ++i) {
-          rows[i] = i < width.n ? bit_cast<vu>(load(from + i * NV * kLanes) / divisor[j]) : vu{};
+          rows[i] = i < width.n ? bit_cast<vu>(finish(load(from + i * NV * kLanes), j)) : vu{};
         }
         transpose(rows);
         for (int i = 0; i < lanes; ++i) {

@@ -96,8 +96,7 @@ MMKERN_INLINE void clear(vf (&acc)[R][NV]) {
   }
 }
 
-// acc += a b over `depth` steps. Long sums lose accuracy in one chain of additions (4x at 4600):
-// callers cut the shared dimension into blocks of at most a few hundred and add the blocks up.
+// acc += a b over `depth` steps, in one chain of additions.
 template <int R, int NV, class C, class RowStride, class Step>
 MMKERN_INLINE void multiply_tile(vf (&acc)[R][NV], Rows<C, RowStride, Step> a, const C* b,
                                  int64_t b_step, int64_t depth) {
@@ -117,12 +116,35 @@ MMKERN_INLINE void multiply_tile(vf (&acc)[R][NV], Rows<C, RowStride, Step> a, c
   }
 }
 
+// Steps of float cells after which multiply_rows starts a new chain of additions. A single one over
+// 512 steps has 2.5 times the error of MKL's products, which cut it too; cutting costs 2 %. Next to
+// MKL's products of a few rows even 64 steps are a long chain.
+template <class C, int NV>
+inline constexpr int64_t kLongestChain = kDepth<C> == 2 ? INT64_MAX
+                                         : NV == 1      ? 32
+                                                        : 128;
+
 template <int R, int NV, class A, class C, class Epilogue>
 static __attribute__((noinline)) void multiply_strip(int64_t row, A a, const C* b, int64_t b_step,
                                                      int64_t depth, const Epilogue& epilogue) {
+  a = a.from_row(row);
+  constexpr int64_t kChain = kLongestChain<C, NV>;
+  const int64_t chain = depth < kChain ? depth : kChain;
   vf acc[R][NV];
   clear(acc);
-  multiply_tile(acc, a.from_row(row), b, b_step, depth);
+  multiply_tile(acc, a, b, b_step, chain);
+  for (int64_t k = chain; k < depth; k += chain) {
+    vf part[R][NV];
+    clear(part);
+    a.data += chain * a.step;
+    b += chain * b_step;
+    multiply_tile(part, a, b, b_step, k + chain < depth ? chain : depth - k);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) acc[i][j] += part[i][j];
+    }
+  }
   epilogue(row, acc);
 }
 

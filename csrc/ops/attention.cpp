@@ -22,6 +22,10 @@ constexpr int64_t kMaxSeqlen = kUnlimitedWindow / 2;
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kMinTileRows = 64;
 
+// Floats of dq shares that may wait to be added up; more (sequence, key head)s than these belong to
+// come one wave after another.
+constexpr int64_t kMaxShareFloats = int64_t{32} << 20;
+
 bool kernel_takes(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
   const int64_t axis = q.dim() - 3;
   for (const Tensor* t : {&q, &k, &v}) {
@@ -189,8 +193,121 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   return {out, lse};
 }
 
+// Keys of a chunk of the backward: as many as leave room in L2 for their gradients in float.
+int64_t chunk_keys(const AttentionArgs& args) {
+  const int64_t widest = std::max(args.head_dim, args.head_dim_v);
+  return std::clamp<int64_t>(32768 / std::max<int64_t>(widest, 1) / 64 * 64, 128, 512);
+}
+
+// One (sequence, key head), whose gradients no other one touches.
+struct Unit {
+  AttentionSequence sequence;
+  int32_t head_k;
+  int64_t rows, chunks;
+  // dq of one chunk; with a single chunk none is kept
+  int64_t share_floats(int64_t head_dim) const { return chunks > 1 ? rows * head_dim : 0; }
+};
+
+std::vector<Unit> list_units(const AttentionArgs& args,
+                             const std::vector<AttentionSequence>& sequences) {
+  const int64_t keys = chunk_keys(args);
+  std::vector<Unit> units;
+  for (const AttentionSequence& sequence : sequences) {
+    const int64_t rows = int64_t{sequence.seqlen_q} * (args.heads_q / args.heads_k);
+    const int64_t chunks = std::max<int64_t>(1, (sequence.seqlen_k + keys - 1) / keys);
+    for (int32_t head = 0; head < args.heads_k; ++head) {
+      units.push_back({sequence, head, rows, chunks});
+    }
+  }
+  return units;
+}
+
+// Runs the chunks of units [first, last) side by side, then adds up their shares of dq.
+void run_wave(const AttentionBackwardArgs& args, const Unit* first, const Unit* last,
+              int64_t share_floats) {
+  const int64_t keys = chunk_keys(args.forward), head_dim = args.forward.head_dim;
+  const Scratch<float> share_buffer(share_floats);
+  float* share = share_buffer.get();
+  std::vector<AttentionChunk> chunks;
+  std::vector<AttentionShares> shares;
+  int64_t most_keys = 0;
+  double work = 0;
+  for (const Unit* unit = first; unit != last; ++unit) {
+    const int64_t stride = unit->share_floats(head_dim);
+    for (int64_t c = 0; c < unit->chunks; ++c) {
+      const int64_t end = std::min<int64_t>((c + 1) * keys, unit->sequence.seqlen_k);
+      float* const own = unit->chunks > 1 ? share + c * stride : nullptr;
+      chunks.push_back({unit->sequence, unit->head_k, c * keys, end, own});
+      most_keys = std::max(most_keys, end - c * keys);
+      work += static_cast<double>(unit->rows + 1) * (end - c * keys) + unit->rows;
+    }
+    for (int64_t row = 0; unit->chunks > 1 && row < unit->rows; row += kTileRows) {
+      const int64_t end = std::min(row + kTileRows, unit->rows);
+      shares.push_back({{unit->sequence, unit->head_k, row, end}, share, stride, unit->chunks});
+    }
+    share += unit->chunks * stride;
+  }
+  work *= (head_dim + args.forward.head_dim_v) / 16.0 / static_cast<double>(chunks.size());
+  const int64_t bytes = MMKERN_PICK(attention_backward_scratch)(args, most_keys);
+  parallel_dynamic(chunks.size(), static_cast<int64_t>(work), 1, [&](const auto& next) {
+    const Scratch<char> scratch(bytes);
+    for (int64_t begin, end; next(begin, end);) {
+      MMKERN_PICK(attention_backward)(args, chunks[begin], scratch.get());
+    }
+  });
+  parallel_even(shares.size(), kTileRows * head_dim, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) MMKERN_PICK(attention_add_shares)(args, shares[begin]);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& out, const Tensor& lse, const OptionalTensor& key_padding_mask,
+    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k, int64_t max_seqlen_q,
+    int64_t max_seqlen_k, bool causal, int64_t window_left, int64_t window_right, double scale) {
+  if (!kernel_takes(q, k, v, scale) || grad_out.scalar_type() != q.scalar_type() ||
+      out.scalar_type() != q.scalar_type() || lse.scalar_type() != at::kFloat) {
+    return call_reference<std::tuple<Tensor, Tensor, Tensor>>(
+        "mmkern::attention_backward", grad_out, grad_lse, q, k, v, out, lse, key_padding_mask,
+        cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, window_left, window_right,
+        scale);
+  }
+  const auto rows_in_place = [](const Tensor& t) {
+    return has_unit_last_stride(t) ? t : t.contiguous();
+  };
+  const Tensor grad = rows_in_place(grad_out), saved = rows_in_place(out);
+  const Tensor logs = lse.contiguous();
+  const Tensor grad_logs = grad_lse.has_value() ? grad_lse->to(at::kFloat).contiguous() : Tensor();
+  const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
+               dv = at::empty(v.sizes(), v.options());
+  AttentionBackwardArgs args{};
+  args.forward =
+      describe(q, k, v, saved, logs, key_padding_mask, causal, window_left, window_right, scale);
+  args.grad_out = describe(grad);
+  args.dq = describe(dq);
+  args.dk = describe(dk);
+  args.dv = describe(dv);
+  if (grad_logs.defined() && grad_logs.numel()) args.grad_lse = grad_logs.const_data_ptr<float>();
+  const auto units = list_units(args.forward, list_sequences(q, k, cu_seqlens_q, cu_seqlens_k));
+  const Unit* const end = units.data() + units.size();
+  for (const Unit* first = units.data(); first != end;) {
+    const Unit* last = first;
+    int64_t floats = 0;
+    do {
+      floats += last->chunks * last->share_floats(q.size(-1));
+      ++last;
+    } while (last != end && floats < kMaxShareFloats);
+    run_wave(args, first, last, floats);
+    first = last;
+  }
+  return {dq, dk, dv};
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mmkern, CPU, m) { m.impl("attention", &attention); }
+TORCH_LIBRARY_IMPL(mmkern, CPU, m) {
+  m.impl("attention", &attention);
+  m.impl("attention_backward", &attention_backward);
+}
 
 }  // namespace mmkern
