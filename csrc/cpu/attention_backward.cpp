@@ -64,6 +64,8 @@ void add_product(int64_t rows, A a, const C* b, int64_t columns, int64_t depth, 
   if (columns - at >= kLanes) take.template operator()<1>();
 }
 
+// The forward rounds largest * scale into the lse of a row with one key, so the backward rounds the
+// product too, and that key weighs 1.
 template <class C>
 MMKERN_INLINE vf weight_of(vf score, float scale, vf lse) {
   return exp2_weight<kWeightDegree<C>>((rounded(score * scale) - lse) * kLog2E);

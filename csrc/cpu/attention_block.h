@@ -148,19 +148,6 @@ MMKERN_INLINE ScoreMask score_mask(const AttentionArgs& args, const AttentionSeq
 
 // ---- exponentials -------------------------------------------------------------------------------
 
-// The product that comes in, rounded: keeps the compiler from fusing it into an FMA. The forward
-// rounds largest * scale into the lse of a row with one key; so the backward gives it weight 1.
-MMKERN_INLINE vf rounded(vf x) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(x));
-#elif defined(__x86_64__)
-  asm("" : "+x"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#endif
-  return x;
-}
-
 // 2^x for x <= 0 (and a little above); 2^-inf is exactly 0, as are denormals without AVX-512, and
 // NaN stays NaN. Relative error of the
 // minimax polynomials: degree 4 3.6e-6, for weights that are rounded to bf16; degree 6 2.6e-9.
