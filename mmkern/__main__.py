@@ -1,6 +1,7 @@
 """The command line: ``python -m mmkern info | bench | compare | report``."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def _bench(args):
         seed=args.seed,
         output=args.output,
     )
+    # a time limit (SIGTERM) keeps what is done, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return job.run(options, Console())
     except photos.PhotographsMissing as error:

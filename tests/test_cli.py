@@ -1,6 +1,8 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -102,6 +104,16 @@ def test_quick_is_a_part_of_everything(options):
     main(["bench", "--device", "cpu"])
     quick, full = ([row.identity for row in job.chosen(o)] for o in options)
     assert len(quick) < len(full) and all(identity in full for identity in quick)
+
+
+def test_a_time_limit_interrupts_as_ctrl_c_does(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(job, "run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(["bench", "--device", "cpu"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_info_names_every_op_and_backend(capsys):

@@ -91,12 +91,12 @@ def _to(value, device, dtype):
 
 
 def build_vit():
-    config = vit.CONFIGS["vit_l16"] | {"depth": 3}
+    config = vit.CONFIGS["vit_l16"] | {"depth": 2}
     return ViT(**config), [photos.pixels(2, 3, 224, 224)]
 
 
 def build_dit():
-    model = DiT(**dit.CONFIGS["DiT_XL_2"] | {"depth": 3})
+    model = DiT(**dit.CONFIGS["DiT_XL_2"] | {"depth": 2})
     _open_gates(model)
     return model, [photos.pixels(2, 4, 32, 32), torch.tensor([3, 871]), torch.tensor([1, 207])]
 
@@ -141,11 +141,11 @@ class Decode(nn.Module):
 
 
 def build_prefill():
-    return Prefill(LLM(**_text_config(4))), [torch.randint(0, VOCABULARY, (1, 512))]
+    return Prefill(LLM(**_text_config(2))), [torch.randint(0, VOCABULARY, (1, 512))]
 
 
 def build_decode():
-    return Decode(LLM(**_text_config(4)), 4, 2047), [torch.randint(0, VOCABULARY, (4, 1))]
+    return Decode(LLM(**_text_config(2)), 4, 2047), [torch.randint(0, VOCABULARY, (4, 1))]
 
 
 def build_vlm():
@@ -177,8 +177,8 @@ class Repaint(nn.Module):
 
 
 def build_repaint():
-    vae = AutoencoderKL(channels=(32, 64, 128, 512), layers_per_block=1, groups=32)
-    model = DiT(**dit.CONFIGS["DiT_XL_2"] | {"depth": 2, "input_size": 32})
+    vae = AutoencoderKL(channels=(32, 64, 128, 256), layers_per_block=1, groups=32)
+    model = DiT(**dit.CONFIGS["DiT_XL_2"] | {"depth": 2})
     _open_gates(model)
     images = photos.pixels(1, 3, 256, 256)
     return Repaint(vae, model), [images, torch.randn(1, 4, 32, 32), torch.tensor([207])]
@@ -187,14 +187,14 @@ def build_repaint():
 PHOTOS = "photographs"
 MODELS = (
     ModelWorkload(
-        "vit", "ViT-L/16", "2x3x224x224", "3 of 24 layers", PHOTOS, build_vit, quick=True
+        "vit", "ViT-L/16", "2x3x224x224", "2 of 24 layers", PHOTOS, build_vit, quick=True
     ),
-    ModelWorkload("dit", "DiT-XL/2", "2x4x32x32", "3 of 28 layers", PHOTOS, build_dit),
+    ModelWorkload("dit", "DiT-XL/2", "2x4x32x32", "2 of 28 layers", PHOTOS, build_dit),
     ModelWorkload(
         "llm-prefill",
         "Qwen3-0.6B",
         "1x512 tokens",
-        "4 of 28 layers, vocabulary 8192",
+        "2 of 28 layers, vocabulary 8192",
         "random tokens",
         build_prefill,
     ),
@@ -202,7 +202,7 @@ MODELS = (
         "llm-decode",
         "Qwen3-0.6B",
         "4x1 token after 2047",
-        "4 of 28 layers, vocabulary 8192",
+        "2 of 28 layers, vocabulary 8192",
         "random tokens",
         build_decode,
     ),
@@ -218,7 +218,7 @@ MODELS = (
         "repaint",
         "AutoencoderKL, DiT-XL/2",
         "1x3x256x256: encode, one step, decode",
-        "VAE of 32-64-128-512 channels, 2 of 28 layers",
+        "VAE of 32-64-128-256 channels, 2 of 28 layers",
         PHOTOS,
         build_repaint,
     ),

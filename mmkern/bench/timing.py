@@ -27,7 +27,7 @@ class Plan:
     sample_s: float = 0.004
     min_rounds: int = 7
     max_rounds: int = 60
-    budget_s: float = 1.0
+    budget_s: float = 0.8
     precision: float = 0.02
 
 

@@ -155,24 +155,20 @@ ATTENTION = [
         "352+96+320+24+224 tokens, 16x72", "4096 -> 1016 tokens", quick=True,
     ),
     _square(
-        "dit_xl2", 2, 1024, 16, 72, "DiT-XL/2, 512 px", "2x1024 tokens, 16x72",
-        "batch 8 -> 2", layout="qkv",
+        "dit_xl2", 1, 1024, 16, 72, "DiT-XL/2, 512 px", "1x1024 tokens, 16x72",
+        "batch 8 -> 1", layout="qkv",
     ),
     _square(
-        "flux", 1, 1152, 24, 128, "FLUX.1, 1024 px", "1x1152 tokens, 24x128",
-        "4608 -> 1152 tokens",
-    ),
-    _attention(
-        "wan_cross", (1, 2048, 12, 128), (1, 512, 12, 128), "Wan2.1-1.3B, cross-attention",
-        "1x2048 to 512 tokens, 12x128", "32760 -> 2048 tokens",
+        "flux", 1, 768, 24, 128, "FLUX.1, 1024 px", "1x768 tokens, 24x128",
+        "4608 -> 768 tokens",
     ),
     _square(
         "vae_mid", 1, 1024, 1, 512, "AutoencoderKL, 256 px", "1x1024 tokens, 1x512",
         "4096 -> 1024 tokens",
     ),
     _square(
-        "qwen3_8b_prefill", 1, 1024, 32, 128, "Qwen3-8B, prefill",
-        "1x1024 tokens, causal, 32/8x128", "4096 -> 1024 tokens", heads_k=8, causal=True,
+        "qwen3_8b_prefill", 1, 768, 32, 128, "Qwen3-8B, prefill",
+        "1x768 tokens, causal, 32/8x128", "4096 -> 768 tokens", heads_k=8, causal=True,
         quick=True,
     ),
     _attention(
@@ -188,8 +184,8 @@ ATTENTION = [
         "batch 32 -> 2", layout="qkv", backward=True,
     ),
     _square(
-        "qwen3_8b", 1, 512, 32, 128, "Qwen3-8B", "1x512 tokens, causal, 32/8x128",
-        "4096 -> 512 tokens", heads_k=8, causal=True, backward=True,
+        "qwen3_8b", 1, 384, 32, 128, "Qwen3-8B", "1x384 tokens, causal, 32/8x128",
+        "4096 -> 384 tokens", heads_k=8, causal=True, backward=True,
     ),
 ]  # fmt: skip
 
@@ -206,10 +202,6 @@ MODULATE = [
     _modulation(
         "modulate", "dit_xl2", (4, 1024, 1152), (4, 1152), "DiT-XL/2, 512 px", "4x1024x1152",
         "batch 8 -> 4",
-    ),
-    _modulation(
-        "modulate", "flux", (1, 2304, 3072), (1, 3072), "FLUX.1, 1024 px", "1x2304x3072",
-        "4608 -> 2304 tokens",
     ),
     _modulation(
         "gated_modulate", "dit_xl2_256", (8, 256, 1152), (8, 1152), "DiT-XL/2, 256 px",
@@ -252,17 +244,13 @@ MLP = [
         quick=True,
     ),
     _mlp(
-        "qwen3_vl_merger", (1024, 1152), 4608, 4096, "Qwen3-VL-8B patch merger",
-        "256 of 2x2 tokens, LN, 4608-4608-4096", "1024 -> 256 tokens", merge=2, norm="layer",
+        "kimi_vl_projector", (376, 1152), 4608, 2048, "Kimi-VL projector, raster order",
+        "94 of 2x2 tokens, LN, 4608-4608-2048", "1024 -> 94 tokens", merge=2, norm="layer",
+        grid=[(16, 16), (12, 10)],
     ),
     _mlp(
-        "kimi_vl_projector", (672, 1152), 4608, 2048, "Kimi-VL projector, raster order",
-        "168 of 2x2 tokens, LN, 4608-4608-2048", "1024 -> 168 tokens", merge=2, norm="layer",
-        grid=[(16, 22), (20, 16)],
-    ),
-    _mlp(
-        "dit_xl2", (2, 256, 1152), 4608, 1152, "DiT-XL/2 MLP, 256 px",
-        "2x256 tokens, 1152-4608-1152", "batch 32 -> 2", activation="gelu_tanh", backward=True,
+        "dit_xl2", (1, 256, 1152), 4608, 1152, "DiT-XL/2 MLP, 256 px",
+        "1x256 tokens, 1152-4608-1152", "batch 32 -> 1", activation="gelu_tanh", backward=True,
     ),
 ]  # fmt: skip
 
