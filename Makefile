@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) setuptools ninja numpy torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation \
+	MMKERN_NO_EXT=1 $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation \
 	  --editable '.[dev]'
 	@touch $@
 
