@@ -117,8 +117,8 @@ MMKERN_INLINE void multiply_tile(vf (&acc)[R][NV], Rows<C, RowStride, Step> a, c
 }
 
 // Steps of float cells after which multiply_rows starts a new chain of additions. A single one over
-// 512 steps has 2.5 times the error of MKL's products, which cut it too; cutting costs 2 %. Next to
-// MKL's products of a few rows even 64 steps are a long chain.
+// 512 steps has up to 2.5 times the error of eager products. Next to those of a few rows even 64
+// steps are a long chain.
 template <class C, int NV>
 inline constexpr int64_t kLongestChain = kDepth<C> == 2 ? INT64_MAX
                                          : NV == 1      ? 32
