@@ -58,6 +58,17 @@ def _weights(shape, **options):
     return Real(shape, kind="weights", **options)
 
 
+#: run only where their op is asked for, so that the whole job fits five minutes
+EXTRA = {
+    "attention-vit_l16",
+    "attention-flux",
+    "glu-sd_geglu",
+    "glu-flux2_decode",
+    "rms_norm-sd35_qk",
+    "rope-flux_qk_norm",
+}
+
+
 @dataclass(frozen=True)
 class Workload:
     """One case of the benchmark.
@@ -78,6 +89,11 @@ class Workload:
     @property
     def id(self):
         return f"{self.case.id}-{'training' if self.backward else 'forward'}"
+
+    @property
+    def extra(self):
+        """Whether the whole job leaves it out."""
+        return self.case.id in EXTRA
 
     @property
     def inputs(self):
