@@ -3,7 +3,8 @@
 //
 //   ByRow<T, Source>    rows of the source are rows of A or columns of B: they run along the depth
 //   ByDepth<T, Source>  row k of the source is column k of A or row k of B
-//   Source: const T* row(r, c, n, T* room) gives elements [c, c + n) of row r, in place or in room
+//   Source: const T* row(r, c, n, T* room) gives elements [c, c + n) of row r, in place or in room;
+//           prefetch(r, c, n) may bring them into the cache
 //   Store:  store(i, rows, j, n, sums) takes D[i .. i + rows, j .. j + n); rows of sums are
 //           kTileCols apart
 #pragma once
@@ -40,6 +41,12 @@ struct MatrixRows {
     return static_cast<const T*>(view.data) + r / view.inner * view.outer_stride +
            r % view.inner * view.inner_stride + c;
   }
+  void prefetch(int64_t r, int64_t c, int64_t n) const {
+    const T* const begin = row(r, c, n, nullptr);
+    for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(begin + i, 0, 2);
+    }
+  }
 };
 
 template <class T>
@@ -57,15 +64,18 @@ struct StoreRows {
 
 // Values of the depth in one chain of sums. Long chains lose accuracy, which float32 has no later
 // rounding to hide: these keep the largest error of 100 random products of one row below 0.75 of
-// what the accuracy rule allows (chains of 128 at a depth of 126: 1.8), and cost 1 % (128) to 20 %
-// (16) of the multiplications' time.
+// what the accuracy rule allows (chains of 128 at a depth of 126: 1.8).
 template <class T>
-MMKERN_INLINE int64_t depth_block(int64_t depth) {
-  if constexpr (sizeof(T) < sizeof(float)) return kGemmSteps * kDepth<Cell<T>>;
+MMKERN_INLINE int64_t longest_chain(int64_t depth) {
+  if (sizeof(T) < sizeof(float)) return kGemmSteps;
   if (depth <= 96) return 16;
   if (depth <= 256) return 32;
   return depth <= 512 ? 64 : 128;
 }
+
+// Values of the depth in one block, which is multiplied before the next one is touched.
+template <class T>
+inline constexpr int64_t kDepthBlock = kGemmSteps * kDepth<Cell<T>>;
 
 // ---- packing ------------------------------------------------------------------------------------
 
@@ -112,6 +122,14 @@ struct ByRow {
     }
   }
 
+  // Part `part` of `parts` of what pack_b will read.
+  void prefetch_b(int64_t j0, int64_t nj, int64_t k0, int64_t nk, int64_t part,
+                  int64_t parts) const {
+    for (int64_t j = nj * part / parts; j < nj * (part + 1) / parts; ++j) {
+      source.prefetch(j0 + j, k0, nk);
+    }
+  }
+
  private:
   static int64_t row_stride(int64_t nk) { return round_to(cells<C>(nk), kGemmPad) + kGemmPad; }
 };
@@ -130,6 +148,13 @@ struct ByDepth {
   }
   void pack_b(int64_t j0, int64_t nj, int64_t k0, int64_t nk, C* to, T* room) const {
     pack(j0, nj, k0, nk, kTileCols, to, room);
+  }
+
+  void prefetch_b(int64_t j0, int64_t nj, int64_t k0, int64_t nk, int64_t part,
+                  int64_t parts) const {
+    for (int64_t k = nk * part / parts; k < nk * (part + 1) / parts; ++k) {
+      source.prefetch(k0 + k, j0, nj);
+    }
   }
 
  private:
@@ -151,63 +176,135 @@ struct ByDepth {
 
 // ---- one task -----------------------------------------------------------------------------------
 
-// Adds a strip of the tile to the sums of the depth blocks before; the last one goes to the store.
-template <class Store>
-struct BlockSum {
-  const Store& store;
-  float* sums;  // of row 0 of the block, at the tile's first column
-  int64_t row_stride;
-  int64_t i0, j0, columns;
-  bool first, last;
+// Where the sums of a product go: out = add + a b, kTileCols to a row; add null: nothing is added.
+struct Sums {
+  const float* add;
+  float* out;
+  int64_t chain;  // steps in one chain of additions, at most
+};
 
-  template <int R, int NV>
-  MMKERN_BODY void operator()(int64_t row, vf (&acc)[R][NV]) const {
-    float* const to = sums + row * row_stride;
-    if (!first) {
-#pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) acc[i][j] += load(to + i * row_stride + j * kLanes);
-      }
+// `rows` rows of a times a panel of `vectors` <= kTileVectors vectors, over `steps` cells. Compiled
+// once, in gemm.cpp, for the a of ByRow and of ByDepth and each type of cell.
+template <class A, class C>
+void multiply_panel(int64_t rows, int64_t vectors, A a, const C* b, int64_t steps,
+                    const Sums& sums);
+
+// Cells of kGemmRowUnit packed rows of the whole depth.
+MMKERN_INLINE int64_t packed_unit(const GemmPlan& plan) {
+  return kGemmRowUnit * (round_to(plan.steps, kGemmPad) + kGemmPad);
+}
+
+// Tall: columns [index * kGemmColumnUnit, + kGemmColumnUnit) of the chunk, for the whole depth, as
+// packed[panel][depth block][cell][kTileCols]. Wide: rows likewise, as pack_a leaves each unit.
+template <class T, class A, class B>
+void gemm_pack(const GemmPlan& plan, const GemmTask& task, const A& a, const B& b, float* scratch) {
+  using C = Cell<T>;
+  C* const packed = reinterpret_cast<C*>(task.packed);
+  T* const gathered = reinterpret_cast<T*>(scratch + plan.gathered);
+  if (plan.wide) {
+    const int64_t i = task.index * kGemmRowUnit;
+    return a.pack_a(task.begin + i, least(kGemmRowUnit, task.count - i), 0, plan.depth,
+                    packed + task.index * packed_unit(plan), gathered);
+  }
+  const int64_t begin = task.index * kGemmColumnUnit;
+  const int64_t end = least(begin + kGemmColumnUnit, task.count);
+  for (int64_t j = begin; j < end; j += kTileCols) {
+    C* const panel = packed + j * cells<C>(plan.depth);
+    for (int64_t k0 = 0; k0 < plan.depth; k0 += kDepthBlock<T>) {
+      b.pack_b(task.begin + j, least(kTileCols, end - j), k0,
+               least(kDepthBlock<T>, plan.depth - k0), panel + cells<C>(k0) * kTileCols, gathered);
     }
-    alignas(64) float strip[R * kTileCols];
-    float* const out = last ? strip : to;
-    const int64_t out_stride = last ? kTileCols : row_stride;
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j)
-        mmkern::MMKERN_ISA::store(out + i * out_stride + j * kLanes, acc[i][j]);
+  }
+}
+
+// D[i .. i + rows, j .. j + columns), from one block of the depth at a time.
+template <class T, class Store>
+struct BlockProduct {
+  using C = Cell<T>;
+  const GemmPlan& plan;
+  const Store& store;
+  int64_t i, rows, j, columns;
+  float* sums;  // of the blocks before; kTileCols to a row
+
+  // Adds the block at k0, a strip at a time, calling beside(strip) at each; the last block's sums
+  // go to the store.
+  template <class ARows, class Beside>
+  void add(int64_t k0, ARows a, const C* panel, const Beside& beside) const {
+    const int64_t nk = least(kDepthBlock<T>, plan.depth - k0);
+    const int64_t vectors = round_to(columns, kLanes) / kLanes;
+    const int64_t chain = longest_chain<T>(plan.depth);
+    const bool last = k0 + nk == plan.depth;
+    for (int64_t s = 0; s * kTileRows < rows; ++s) {
+      beside(s);
+      const int64_t row = s * kTileRows, count = least(kTileRows, rows - row);
+      float* const so_far = sums + row * kTileCols;
+      alignas(64) float strip[kTileRows * kTileCols];
+      multiply_panel(count, vectors, a.from_row(row), panel, cells<C>(nk),
+                     Sums{k0 > 0 ? so_far : nullptr, last ? strip : so_far, chain});
+      if (last) store(i + row, count, j, columns, strip);
     }
-    if (last) store(i0 + row, R, j0, columns, strip);
   }
 };
 
-template <class A, class C, class Epilogue>
-MMKERN_INLINE void multiply_panel(int64_t vectors, int64_t rows, A a, const C* b, int64_t steps,
-                                  const Epilogue& epilogue) {
-  if constexpr (kTileVectors == 4) {
-    if (vectors == 4) return multiply_rows<4>(rows, a, b, kTileCols, steps, epilogue);
-    if (vectors == 3) return multiply_rows<3>(rows, a, b, kTileCols, steps, epilogue);
+template <class T, class A, class B, class Store>
+void gemm_tall(const GemmPlan& plan, const GemmTask& task, const A& a, const B&, const Store& store,
+               float* scratch) {
+  using C = Cell<T>;
+  const int64_t col_blocks = (task.count + plan.block_cols - 1) / plan.block_cols;
+  const int64_t i0 = task.index / col_blocks * plan.block_rows;
+  const int64_t j0 = task.index % col_blocks * plan.block_cols;
+  const int64_t ni = least(plan.block_rows, plan.rows - i0);
+  const int64_t nj = least(plan.block_cols, task.count - j0);
+  C* const packed_a = reinterpret_cast<C*>(scratch);
+  a.pack_a(i0, ni, 0, plan.depth, packed_a, reinterpret_cast<T*>(scratch + plan.gathered));
+  for (int64_t j = j0; j < j0 + nj; j += kTileCols) {
+    const C* const panel = reinterpret_cast<const C*>(task.packed) + j * cells<C>(plan.depth);
+    const BlockProduct<T, Store> product{
+        plan, store, i0, ni, task.begin + j, least(kTileCols, j0 + nj - j), scratch + plan.sums};
+    for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += kDepthBlock<T>) {
+      product.add(k0, A::a_rows(packed_a, ni, plan.depth, cells<C>(k0)),
+                  panel + cells<C>(k0) * kTileCols, [](int64_t) {});
+    }
   }
-  if (vectors == 2) return multiply_rows<2>(rows, a, b, kTileCols, steps, epilogue);
-  multiply_rows<1>(rows, a, b, kTileCols, steps, epilogue);
 }
 
-// Columns [index * kGemmColumnUnit, + kGemmColumnUnit) of the chunk, for the whole depth:
-// packed[panel][depth block][cell][kTileCols].
-template <class T, class B>
-void gemm_pack(const GemmPlan& plan, const GemmTask& task, const B& b, float* scratch) {
+template <class T, class A, class B, class Store>
+void gemm_wide(const GemmPlan& plan, const GemmTask& task, const A&, const B& b, const Store& store,
+               float* scratch) {
   using C = Cell<T>;
+  const int64_t col_blocks = (plan.cols + plan.block_cols - 1) / plan.block_cols;
+  const int64_t i0 = task.index / col_blocks * plan.block_rows;
+  const int64_t j0 = task.index % col_blocks * plan.block_cols;
+  const int64_t ni = least(plan.block_rows, task.count - i0);
+  const int64_t end = least(j0 + plan.block_cols, plan.cols);
+  C* const packed_b = reinterpret_cast<C*>(scratch);
   T* const gathered = reinterpret_cast<T*>(scratch + plan.gathered);
-  const int64_t block = depth_block<T>(plan.depth);
-  const int64_t begin = task.index * kGemmColumnUnit;
-  const int64_t end = least(begin + kGemmColumnUnit, task.nj);
-  for (int64_t j = begin; j < end; j += kTileCols) {
-    C* const panel = reinterpret_cast<C*>(task.packed) + j * cells<C>(plan.depth);
-    for (int64_t k0 = 0; k0 < plan.depth; k0 += block) {
-      b.pack_b(task.j0 + j, least(kTileCols, end - j), k0, least(block, plan.depth - k0),
-               panel + cells<C>(k0) * kTileCols, gathered);
+  for (int64_t j = j0; j < end; j += kTileCols) {
+    const int64_t columns = least(kTileCols, end - j);
+    for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += kDepthBlock<T>) {
+      const int64_t next = k0 + kDepthBlock<T>;
+      b.pack_b(j, columns, k0, least(kDepthBlock<T>, plan.depth - k0), packed_b, gathered);
+      for (int64_t i = 0; i < ni; i += kGemmRowUnit) {
+        const int64_t rows = least(kGemmRowUnit, ni - i);
+        const C* const packed_a =
+            reinterpret_cast<const C*>(task.packed) + (i0 + i) / kGemmRowUnit * packed_unit(plan);
+        const BlockProduct<T, Store> product{plan,
+                                             store,
+                                             task.begin + i0 + i,
+                                             rows,
+                                             j,
+                                             columns,
+                                             scratch + plan.sums + i * kTileCols};
+        product.add(k0, A::a_rows(packed_a, rows, plan.depth, cells<C>(k0)), packed_b,
+                    [&](int64_t strip) {
+                      // What is packed next comes from memory beside the products. Packed cold,
+                      // bf16 took 4.7 instead of 1.5 ms for 40 MB.
+                      if (next < plan.depth) {
+                        b.prefetch_b(j, columns, next, least(kDepthBlock<T>, plan.depth - next),
+                                     i / kTileRows + strip, (ni + kTileRows - 1) / kTileRows);
+                      }
+                    });
+      }
     }
   }
 }
@@ -215,49 +312,9 @@ void gemm_pack(const GemmPlan& plan, const GemmTask& task, const B& b, float* sc
 template <class T, class A, class B, class Store>
 void gemm_task(const GemmPlan& plan, const GemmTask& task, const A& a, const B& b,
                const Store& store, float* scratch) {
-  using C = Cell<T>;
-  if (task.pack) return gemm_pack<T>(plan, task, b, scratch);
-  const int64_t col_blocks = (task.nj + plan.block_cols - 1) / plan.block_cols;
-  const int64_t i0 = task.index / col_blocks * plan.block_rows;
-  const int64_t j0 = task.index % col_blocks * plan.block_cols;  // in the chunk
-  const int64_t ni = least(plan.block_rows, plan.rows - i0);
-  const int64_t nj = least(plan.block_cols, task.nj - j0);
-
-  C* const packed_a = reinterpret_cast<C*>(scratch);
-  float* const sums = scratch + plan.sums;
-  T* const gathered = reinterpret_cast<T*>(scratch + plan.gathered);
-
-  const int64_t block = depth_block<T>(plan.depth);
-
-  const auto multiply = [&](int64_t j, int64_t k0, auto rows, const C* panel, float* to) {
-    const int64_t nk = least(block, plan.depth - k0);
-    const int64_t columns = least(kTileCols, nj - j);
-    const BlockSum<Store> epilogue{store,   to,      plan.sums_stride,     i0, task.j0 + j0 + j,
-                                   columns, k0 == 0, k0 + nk == plan.depth};
-    multiply_panel(round_to(columns, kLanes) / kLanes, ni, rows, panel, cells<C>(nk), epilogue);
-  };
-
-  if (plan.shared) {
-    a.pack_a(i0, ni, 0, plan.depth, packed_a, gathered);
-    const C* const packed_b = reinterpret_cast<const C*>(task.packed);
-    for (int64_t j = 0; j < nj; j += kTileCols) {
-      const C* const panel = packed_b + (j0 + j) * cells<C>(plan.depth);
-      for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += block) {
-        const auto rows = A::a_rows(packed_a, ni, plan.depth, cells<C>(k0));
-        multiply(j, k0, rows, panel + cells<C>(k0) * kTileCols, sums);
-      }
-    }
-    return;
-  }
-  C* const packed_b = reinterpret_cast<C*>(scratch + plan.packed_b);
-  for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += block) {
-    const int64_t nk = least(block, plan.depth - k0);
-    a.pack_a(i0, ni, k0, nk, packed_a, gathered);
-    b.pack_b(j0, nj, k0, nk, packed_b, gathered);
-    for (int64_t j = 0; j < nj; j += kTileCols) {
-      multiply(j, k0, A::a_rows(packed_a, ni, nk, 0), packed_b + j * cells<C>(nk), sums + j);
-    }
-  }
+  if (task.pack) return gemm_pack<T>(plan, task, a, b, scratch);
+  if (plan.wide) return gemm_wide<T>(plan, task, a, b, store, scratch);
+  gemm_tall<T>(plan, task, a, b, store, scratch);
 }
 
 }  // namespace mmkern::MMKERN_ISA

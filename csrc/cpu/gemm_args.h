@@ -2,11 +2,12 @@
 //
 //   D[i, j] = sum over k of A(i, k) B(k, j),   i < rows, j < cols, k < depth
 //
-// Two ways to cut it, by size (see gemm_plan):
-//   shared      B is packed once, a chunk of columns at a time, by all threads; then each task
-//               packs some rows of A for the whole depth and multiplies them with every panel.
-//   not shared  for few rows or a very long depth: each task packs what it needs of both, one
-//               piece of the depth at a time.
+// Two ways to cut it (gemm_plan says which). Either operand is packed once by all threads, a chunk
+// at a time, and each task packs what it needs of the other:
+//   tall  B is shared; a task packs some rows of A for the whole depth and multiplies them with
+//         every panel of columns.
+//   wide  for few rows or a very long depth: A is shared; a task packs a panel of B, a block of the
+//         depth at a time, and multiplies its rows with it before it packs the next.
 // The sum over k runs in a fixed order (one block of the depth at a time, block sums added up in
 // order) that follows from `depth` alone: an element of D has the same bits whatever the blocks,
 // the threads and the other rows.
@@ -14,31 +15,34 @@
 
 #include <cstdint>
 
+#include "isa.h"
 #include "types.h"
 
 namespace mmkern {
 
 struct GemmPlan {
   int64_t rows, cols, depth;
-  bool shared;
-  int64_t chunk_cols;              // of B packed at a time, if shared
+  int64_t steps;  // of the micro-kernel for the whole depth
+  bool wide;
+  int64_t chunk;                   // rows of A (wide) or columns of B (tall) packed at a time
   int64_t block_rows, block_cols;  // of D in one task
-  // A task's scratch, in floats: packed A, then these, `scratch` in all.
-  int64_t packed_b, sums, gathered, scratch;
-  int64_t sums_stride;
+  // A task's scratch, in floats: what it packs, then these, `scratch` in all.
+  int64_t sums, gathered, scratch;
 };
 
-// One call of a kernel. Columns [j0, j0 + nj) of B are packed in `packed`, or, with `pack`, panel
-// `index` of them is to be packed there. If not shared, packed is null and the columns are all.
+// One call of a kernel, on rows (wide) or columns (tall) [begin, begin + count). Those are packed
+// in `packed`, or, with `pack`, unit `index` of them is to be packed there.
 struct GemmTask {
   bool pack;
   int64_t index;
-  int64_t j0, nj;
+  int64_t begin, count;
   float* packed;
 };
 
-// Longest chain of sums in one accumulator, in cells of the micro-kernel (see depth_block).
+// Steps of the micro-kernel in one block of the depth.
 inline constexpr int64_t kGemmSteps = 256;
+// Rows and columns are packed and cut in units of these.
+inline constexpr int64_t kGemmRowUnit = 48;
 inline constexpr int64_t kGemmColumnUnit = 64;
 // Cells past the end of each packed row, so that rows do not all fall on the same cache sets.
 inline constexpr int64_t kGemmPad = 16;
@@ -53,3 +57,6 @@ struct RowsView {
 };
 
 }  // namespace mmkern
+
+// Steps of the micro-kernel for `depth` values of the dtype: half as many where it takes pairs.
+MMKERN_KERNEL(int64_t, gemm_steps, (DType dtype, int64_t depth))

@@ -126,10 +126,10 @@ inline constexpr int64_t kLongestChain = kDepth<C> == 2 ? INT64_MAX
 
 template <int R, int NV, class A, class C, class Epilogue>
 static __attribute__((noinline)) void multiply_strip(int64_t row, A a, const C* b, int64_t b_step,
-                                                     int64_t depth, const Epilogue& epilogue) {
+                                                     int64_t depth, int64_t chain,
+                                                     const Epilogue& epilogue) {
   a = a.from_row(row);
-  constexpr int64_t kChain = kLongestChain<C, NV>;
-  const int64_t chain = depth < kChain ? depth : kChain;
+  if (chain > depth) chain = depth;
   vf acc[R][NV];
   clear(acc);
   multiply_tile(acc, a, b, b_step, chain);
@@ -153,14 +153,16 @@ static __attribute__((noinline)) void multiply_strip(int64_t row, A a, const C* 
 //   template <int R, int NV> void operator()(int64_t row, vf (&acc)[R][NV]) const
 template <int NV, class A, class C, class Epilogue>
 MMKERN_INLINE void multiply_rows(int64_t rows, A a, const C* b, int64_t b_step, int64_t depth,
-                                 const Epilogue& epilogue) {
+                                 const Epilogue& epilogue,
+                                 int64_t longest_chain = kLongestChain<C, NV>) {
+  const int64_t chain = longest_chain < kLongestChain<C, NV> ? longest_chain : kLongestChain<C, NV>;
   int64_t i = 0;
   for (; i + kTileRows <= rows; i += kTileRows) {
-    multiply_strip<kTileRows, NV>(i, a, b, b_step, depth, epilogue);
+    multiply_strip<kTileRows, NV>(i, a, b, b_step, depth, chain, epilogue);
   }
-  if (rows - i >= 4) multiply_strip<4, NV>(i, a, b, b_step, depth, epilogue), i += 4;
-  if (rows - i >= 2) multiply_strip<2, NV>(i, a, b, b_step, depth, epilogue), i += 2;
-  if (rows - i >= 1) multiply_strip<1, NV>(i, a, b, b_step, depth, epilogue);
+  if (rows - i >= 4) multiply_strip<4, NV>(i, a, b, b_step, depth, chain, epilogue), i += 4;
+  if (rows - i >= 2) multiply_strip<2, NV>(i, a, b, b_step, depth, chain, epilogue), i += 2;
+  if (rows - i >= 1) multiply_strip<1, NV>(i, a, b, b_step, depth, chain, epilogue);
 }
 
 // ---- packing ------------------------------------------------------------------------------------

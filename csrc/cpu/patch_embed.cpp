@@ -70,6 +70,7 @@ struct PatchRows {
     });
     return room;
   }
+  void prefetch(int64_t, int64_t, int64_t) const {}
 };
 
 template <class T>

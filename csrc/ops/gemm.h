@@ -47,61 +47,73 @@ inline RowsView contiguous_rows(const void* data, int64_t row_stride) {
   return {data, std::numeric_limits<int64_t>::max(), 0, row_stride};
 }
 
-inline void gemm_lay_out_scratch(GemmPlan& plan) {
-  const int64_t rows = round_up(plan.block_rows, kGemmPad);
-  const int64_t steps = round_up(plan.shared ? plan.depth : kGemmSteps, kGemmPad) + kGemmPad;
-  const int64_t sums_cols = plan.shared ? kGemmColumnUnit : plan.block_cols;
-  const int64_t gathered =
-      2 * std::max({plan.shared ? plan.depth : 2 * kGemmSteps, rows, plan.block_cols});
-  plan.sums_stride = sums_cols + kGemmPad;
-  plan.packed_b = rows * steps;
-  plan.sums = plan.packed_b + (plan.shared ? 0 : plan.block_cols * steps);
-  plan.gathered = plan.sums + rows * plan.sums_stride;
-  plan.scratch = plan.gathered + gathered;
+inline int64_t gemm_packed_row(const GemmPlan& plan) {
+  return round_up(plan.steps, kGemmPad) + kGemmPad;
 }
 
-// Blocks sized so that what a task packs, and its sums, stay in an L2 of 1 MiB.
-inline GemmPlan gemm_plan(int64_t rows, int64_t cols, int64_t depth) {
-  constexpr int64_t kMaxRows = 240, kMaxCols = 256, kRowUnit = 12;
-  constexpr int64_t kMaxSharedDepth = 6144;
-  constexpr int64_t kPackedRows = 160 * 1024;        // floats of A in a task, if shared
-  constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of B, shared by all tasks
+// Halves the blocks until there are enough of them for the threads to share evenly.
+inline void gemm_cut(GemmPlan& plan, int64_t rows, int64_t cols, int64_t min_rows) {
+  constexpr int64_t kTasksPerThread = 4;
+  const int64_t threads = at::get_num_threads();
+  const int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
+  const int64_t row_unit = plan.wide ? kGemmRowUnit : 12;
+  const auto blocks = [](int64_t n, int64_t block) { return ceil_div(n, block); };
+  while (blocks(rows, plan.block_rows) * blocks(cols, plan.block_cols) < wanted) {
+    const bool by_rows = plan.block_rows > min_rows && plan.block_rows >= plan.block_cols;
+    if (!by_rows && plan.block_cols <= kGemmColumnUnit) break;
+    int64_t& block = by_rows ? plan.block_rows : plan.block_cols;
+    const int64_t unit = by_rows ? row_unit : kGemmColumnUnit;
+    const int64_t extent = by_rows ? rows : cols;
+    block = round_up(ceil_div(extent, 2 * blocks(extent, block)), unit);
+  }
+}
+
+// Rows of A packed for the whole depth, and the sums, stay in an L2 of 1 MiB.
+inline void gemm_plan_tall(GemmPlan& plan) {
+  constexpr int64_t kRowUnit = 12;
+  constexpr int64_t kPackedRows = 160 * 1024;        // floats of A in a task
+  constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of B at a time
+  const int64_t chunks = ceil_div(plan.cols * plan.steps, kPackedChunk);
+  plan.chunk = round_up(ceil_div(plan.cols, std::max<int64_t>(chunks, 1)), kGemmColumnUnit);
+  int64_t max_rows =
+      std::clamp(kPackedRows / gemm_packed_row(plan) / kRowUnit, int64_t{2}, int64_t{20}) *
+      kRowUnit;
+  // A shallow product mostly writes: a block of few rows is written in whole pages.
+  if (plan.depth <= kGemmSteps / 2) max_rows = 4 * kRowUnit;
+  plan.block_rows = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kRowUnit);
+  plan.block_cols = plan.chunk;
+  gemm_cut(plan, plan.rows, plan.chunk, 8 * kRowUnit);
+  plan.sums = round_up(plan.block_rows, kGemmPad) * gemm_packed_row(plan);
+}
+
+inline void gemm_plan_wide(GemmPlan& plan) {
+  constexpr int64_t kMaxRows = 720;
+  constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of A at a time
+  const int64_t fitting = kPackedChunk / gemm_packed_row(plan) / kGemmRowUnit * kGemmRowUnit;
+  const int64_t max_rows = std::clamp(fitting, kGemmRowUnit, kMaxRows);
+  plan.chunk = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kGemmRowUnit);
+  plan.block_rows = plan.chunk;
+  plan.block_cols = kGemmColumnUnit;
+  gemm_cut(plan, plan.chunk, plan.cols, 2 * kGemmRowUnit);
+  plan.sums = kGemmColumnUnit * kGemmSteps;
+}
+
+inline GemmPlan gemm_plan(DType dtype, int64_t rows, int64_t cols, int64_t depth) {
+  constexpr int64_t kFewRows = 720, kManyColumns = 512, kLongDepth = 6144;
   GemmPlan plan{};
   plan.rows = rows;
   plan.cols = cols;
   plan.depth = depth;
+  plan.steps = MMKERN_PICK(gemm_steps)(dtype, depth);
   if (rows == 0 || cols == 0) return plan;
-  plan.shared = rows > kMaxRows && depth > 0 && depth <= kMaxSharedDepth;
-  int64_t max_rows = kMaxRows, max_cols = kMaxCols;
-  plan.chunk_cols = cols;
-  if (plan.shared) {
-    const int64_t chunks = ceil_div(cols * depth, kPackedChunk);
-    plan.chunk_cols = round_up(ceil_div(cols, chunks), kGemmColumnUnit);
-    max_cols = plan.chunk_cols;
-    max_rows = std::clamp(kPackedRows / (depth + kGemmPad) / kRowUnit, int64_t{2}, int64_t{20});
-    max_rows *= kRowUnit;
-    // A shallow product mostly writes: a block of few rows is written in whole pages.
-    if (depth <= kGemmSteps / 2) max_rows = 4 * kRowUnit;
+  plan.wide = plan.steps > kLongDepth || (rows <= kFewRows && cols >= kManyColumns);
+  if (plan.wide) {
+    gemm_plan_wide(plan);
+  } else {
+    gemm_plan_tall(plan);
   }
-  const auto cut = [&](int64_t row_blocks, int64_t col_blocks) {
-    plan.block_rows = round_up(ceil_div(rows, row_blocks), kRowUnit);
-    plan.block_cols = round_up(ceil_div(plan.chunk_cols, col_blocks), kGemmColumnUnit);
-  };
-  const auto row_blocks = [&] { return ceil_div(rows, plan.block_rows); };
-  const auto col_blocks = [&] { return ceil_div(plan.chunk_cols, plan.block_cols); };
-  cut(ceil_div(rows, max_rows), ceil_div(plan.chunk_cols, max_cols));
-  constexpr int64_t kTasksPerThread = 4;
-  const int64_t threads = at::get_num_threads();
-  while (threads > 1 && row_blocks() * col_blocks() < kTasksPerThread * threads) {
-    if (plan.block_rows > 8 * kRowUnit && plan.block_rows >= plan.block_cols) {
-      cut(2 * row_blocks(), col_blocks());
-    } else if (plan.block_cols > kGemmColumnUnit) {
-      cut(row_blocks(), 2 * col_blocks());
-    } else {
-      break;
-    }
-  }
-  gemm_lay_out_scratch(plan);
+  plan.gathered = plan.sums + round_up(plan.block_rows, kGemmPad) * kGemmColumnUnit;
+  plan.scratch = plan.gathered + 2 * std::max({depth, plan.block_rows, kGemmColumnUnit});
   return plan;
 }
 
@@ -118,18 +130,18 @@ void run_gemm(const Args& args, void (*kernel)(const Args&, const GemmTask&, flo
       while (next(mine.index, end)) kernel(args, mine, scratch.get());
     });
   };
-  const int64_t row_blocks = ceil_div(plan.rows, plan.block_rows);
   const int64_t work = plan.block_rows * plan.block_cols * std::max<int64_t>(plan.depth / 16, 1);
-  if (!plan.shared) {
-    const GemmTask all{false, 0, 0, plan.cols, nullptr};
-    return run(all, row_blocks * ceil_div(plan.cols, plan.block_cols), work);
-  }
-  const Scratch<float> packed(plan.chunk_cols * plan.depth);
-  for (int64_t j0 = 0; j0 < plan.cols; j0 += plan.chunk_cols) {
-    GemmTask task{true, 0, j0, std::min(plan.chunk_cols, plan.cols - j0), packed.get()};
-    run(task, ceil_div(task.nj, kGemmColumnUnit), plan.depth * kGemmColumnUnit);
+  const int64_t total = plan.wide ? plan.rows : plan.cols;
+  const int64_t unit = plan.wide ? kGemmRowUnit : kGemmColumnUnit;
+  const Scratch<float> packed(plan.chunk * gemm_packed_row(plan));
+  for (int64_t begin = 0; begin < total; begin += plan.chunk) {
+    GemmTask task{true, 0, begin, std::min(plan.chunk, total - begin), packed.get()};
+    run(task, ceil_div(task.count, unit), plan.depth * unit);
     task.pack = false;
-    run(task, row_blocks * ceil_div(task.nj, plan.block_cols), work);
+    run(task,
+        ceil_div(plan.wide ? task.count : plan.rows, plan.block_rows) *
+            ceil_div(plan.wide ? plan.cols : task.count, plan.block_cols),
+        work);
   }
 }
 

@@ -78,7 +78,7 @@ Tensor glu(const Tensor& gate, const OptionalTensor& up, std::string_view activa
   if (!up.has_value()) problem.split(gate_first);
   std::vector<int64_t> sizes = gate.sizes().vec();
   if (!up.has_value()) sizes.back() /= 2;
-  const Tensor out = at::empty(sizes, gate.options());
+  const Tensor out = new_tensor(sizes, gate.options());
   GluArgs& args = problem.args;
   args.out = out.mutable_data_ptr();
   args.stream = larger_than_cache(3 * out.nbytes()) && has_aligned_rows(out);
@@ -99,8 +99,8 @@ Gradients glu_backward(const Tensor& grad, const Tensor& gate, const OptionalTen
   Problem problem(gate, up, dy, activation);
   if (!problem.laid_out) return reference();
   GluGradArgs args{};
-  const Tensor first = at::empty(gate.sizes(), gate.options());
-  const Tensor second = up.has_value() ? at::empty(gate.sizes(), gate.options()) : no_tensor(gate);
+  const Tensor first = new_tensor(gate.sizes(), gate.options());
+  const Tensor second = up.has_value() ? new_tensor(gate.sizes(), gate.options()) : no_tensor(gate);
   args.grad_gate = first.mutable_data_ptr();
   args.grad_up = second.mutable_data_ptr();
   args.row_stride = problem.args.columns;

@@ -10,6 +10,10 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
@@ -48,6 +52,23 @@ inline const void* data_or_null(const at::Tensor& t) {
 }
 inline const void* data_or_null(const std::optional<at::Tensor>& t) {
   return t.has_value() ? data_or_null(*t) : nullptr;
+}
+
+// An output or a large intermediate. The allocator maps fresh pages for sizes above its threshold,
+// and to fault them in 4 KiB at a time can take longer than the kernel; huge pages are asked for
+// where there are whole ones.
+inline at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const at::Tensor t = at::empty(sizes, options);
+#if defined(__linux__)
+  constexpr size_t kHugePage = size_t{2} << 20, kWorthwhile = 2 * kHugePage;
+  if (t.nbytes() >= kWorthwhile) {
+    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (begin + t.nbytes()) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: may fail
+  }
+#endif
+  return t;
 }
 
 // The value that a raw op returns for an output that does not exist.

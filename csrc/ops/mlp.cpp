@@ -103,7 +103,7 @@ RowsView merged_rows(const Front& f, at::Tensor& room) {
   const RowsView view = *rows_view(f.x);
   if (f.is_plain() && f.merge == 1) return view;
   if (f.is_plain() && f.x.is_contiguous()) return contiguous_rows(view.data, f.merged_channels());
-  room = at::empty({f.merged_rows(), f.merged_channels()}, f.x.options());
+  room = new_tensor({f.merged_rows(), f.merged_channels()}, f.x.options());
   const MlpRowsArgs args = rows_args(f, room.data_ptr());
   parallel_even(f.copied_rows(), f.channels(),
                 [&](int64_t begin, int64_t end) { MMKERN_PICK(mlp_rows)(args, begin, end); });
@@ -111,10 +111,10 @@ RowsView merged_rows(const Front& f, at::Tensor& room) {
 }
 
 at::Tensor rows_like(const Front& f, int64_t columns) {
-  if (f.merge > 1) return at::empty({f.merged_rows(), columns}, f.x.options());
+  if (f.merge > 1) return new_tensor({f.merged_rows(), columns}, f.x.options());
   auto sizes = f.x.sizes().vec();
   sizes.back() = columns;
-  return at::empty(sizes, f.x.options());
+  return new_tensor(sizes, f.x.options());
 }
 
 MlpProductArgs product(const Front& f, const RowsView& a, const RowsView& b,
@@ -149,7 +149,7 @@ Outputs mlp(const at::Tensor& x, const OptionalTensor& rows, const at::Tensor& w
 
   at::Tensor room;
   MlpProductArgs first = product(f, merged_rows(f, room), *rows_view(w1), hidden);
-  first.plan = gemm_plan(f.merged_rows(), hidden_size, w1.size(1));
+  first.plan = gemm_plan(first.dtype, f.merged_rows(), hidden_size, w1.size(1));
   first.activation = activation_of(activation);
   if (b1) first.bias = data_or_null(bias1);
   if (save) first.pre_activation = z.data_ptr();
@@ -157,7 +157,7 @@ Outputs mlp(const at::Tensor& x, const OptionalTensor& rows, const at::Tensor& w
 
   const RowsView hidden_rows = contiguous_rows(data_or_null(hidden), hidden_size);
   MlpProductArgs second = product(f, hidden_rows, *rows_view(w2), y);
-  second.plan = gemm_plan(f.merged_rows(), w2.size(0), hidden_size);
+  second.plan = gemm_plan(second.dtype, f.merged_rows(), w2.size(0), hidden_size);
   if (b2) second.bias = data_or_null(bias2);
   run_gemm(second, MMKERN_PICK(mlp_linear));
   return {y, z};
@@ -168,15 +168,15 @@ Outputs mlp(const at::Tensor& x, const OptionalTensor& rows, const at::Tensor& w
 // a^T b, for a and b of f.merged_rows() rows.
 at::Tensor grad_weight(const Front& f, const RowsView& a, int64_t a_columns, const RowsView& b,
                        int64_t b_columns) {
-  const at::Tensor result = at::empty({a_columns, b_columns}, f.x.options());
+  const at::Tensor result = new_tensor({a_columns, b_columns}, f.x.options());
   MlpProductArgs args = product(f, a, b, result);
-  args.plan = gemm_plan(a_columns, b_columns, f.merged_rows());
+  args.plan = gemm_plan(args.dtype, a_columns, b_columns, f.merged_rows());
   run_gemm(args, MMKERN_PICK(mlp_grad_weight));
   return result;
 }
 
 at::Tensor grad_bias(const Front& f, const RowsView& grad, int64_t columns) {
-  const at::Tensor result = at::empty({columns}, f.x.options());
+  const at::Tensor result = new_tensor({columns}, f.x.options());
   sum_rows(f.x.scalar_type(), grad, f.merged_rows(), 1, 1, 0, result);
   return result;
 }
@@ -202,11 +202,11 @@ void grad_front(const Front& f, const at::Tensor& grad_merged, std::array<bool, 
                 std::array<at::Tensor, 7>& grads) {
   const int64_t tasks = ceil_div(f.x_rows(), kMlpTaskRows);
   const auto partials = [&](bool wanted) {
-    return wanted ? at::empty({tasks, f.channels()}, f.x.options().dtype(at::kFloat))
+    return wanted ? new_tensor({tasks, f.channels()}, f.x.options().dtype(at::kFloat))
                   : at::Tensor();
   };
   const at::Tensor weight_sums = partials(mask[5]), bias_sums = partials(mask[6]);
-  if (mask[0]) grads[0] = at::empty(f.x.sizes(), f.x.options());
+  if (mask[0]) grads[0] = new_tensor(f.x.sizes(), f.x.options());
   const Copies copies = f.rows.defined() ? copies_of(f) : Copies{};
   MlpRowsGradArgs args{};
   args.forward = rows_args(f, mask[0] ? grads[0].data_ptr() : nullptr);
@@ -221,7 +221,7 @@ void grad_front(const Front& f, const at::Tensor& grad_merged, std::array<bool, 
     MMKERN_PICK(mlp_rows_grad)(args, begin, end, scratch.get());
   });
   const auto reduce = [&](const at::Tensor& sums) {
-    const at::Tensor result = at::empty({f.channels()}, sums.options());
+    const at::Tensor result = new_tensor({f.channels()}, sums.options());
     const RowsView view = contiguous_rows(data_or_null(sums), f.channels());
     sum_rows(at::kFloat, view, tasks, 1, 1, 0, result);
     return result.to(f.x.scalar_type());
@@ -235,10 +235,10 @@ void grad_input(const Front& f, const RowsView& dz, const at::Tensor& w1, std::a
   const auto type = f.is_plain() ? f.x.scalar_type() : at::kFloat;
   const auto options = f.x.options().dtype(type);
   const at::Tensor merged = f.is_plain()
-                                ? at::empty(f.x.sizes(), options)
-                                : at::empty({f.merged_rows(), f.merged_channels()}, options);
+                                ? new_tensor(f.x.sizes(), options)
+                                : new_tensor({f.merged_rows(), f.merged_channels()}, options);
   MlpProductArgs args = product(f, dz, *rows_view(w1), merged);
-  args.plan = gemm_plan(f.merged_rows(), f.merged_channels(), w1.size(0));
+  args.plan = gemm_plan(args.dtype, f.merged_rows(), f.merged_channels(), w1.size(0));
   run_gemm(args, MMKERN_PICK(mlp_grad_input));
   if (f.is_plain()) {
     grads[0] = merged;
@@ -250,9 +250,9 @@ void grad_input(const Front& f, const RowsView& dz, const at::Tensor& w1, std::a
 // The gradient of the pre-activations, and the activations if `hidden` is defined.
 at::Tensor grad_hidden(const Front& f, const RowsView& grad, const at::Tensor& w2,
                        const at::Tensor& z, Activation activation, const at::Tensor& hidden) {
-  const at::Tensor dz = at::empty(z.sizes(), z.options());
+  const at::Tensor dz = new_tensor(z.sizes(), z.options());
   MlpProductArgs args = product(f, grad, *rows_view(w2), dz);
-  args.plan = gemm_plan(f.merged_rows(), w2.size(1), w2.size(0));
+  args.plan = gemm_plan(args.dtype, f.merged_rows(), w2.size(1), w2.size(0));
   args.activation = activation;
   args.z = z.const_data_ptr();
   args.hidden = hidden.defined() ? hidden.data_ptr() : nullptr;
@@ -289,7 +289,7 @@ Gradients mlp_backward(const at::Tensor& grad_in, const at::Tensor& x, const Opt
   std::array<at::Tensor, 7> grads;
   for (auto& g : grads) g = no_tensor(x);
 
-  const at::Tensor hidden = mask[3] ? at::empty(z.sizes(), z.options()) : at::Tensor();
+  const at::Tensor hidden = mask[3] ? new_tensor(z.sizes(), z.options()) : at::Tensor();
   const bool needs_dz = mask[0] || mask[1] || mask[2] || mask[5] || mask[6];
   at::Tensor dz;
   if (needs_dz) {

@@ -77,7 +77,7 @@ Problem problem(const Tensor& x, const OptionalTensor& branch, const OptionalTen
 }
 
 Tensor empty_if(bool exists, const Tensor& x) {
-  return exists ? at::empty(x.sizes(), x.options()) : no_tensor(x);
+  return exists ? new_tensor(x.sizes(), x.options()) : no_tensor(x);
 }
 
 std::tuple<Tensor, Tensor> modulate(const Tensor& x, const OptionalTensor& branch,

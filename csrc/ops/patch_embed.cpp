@@ -83,8 +83,8 @@ at::Tensor patch_embed(const at::Tensor& x, const at::Tensor& weight_in,
   PatchEmbedArgs args = describe(x, weight);
   const int64_t channels = weight.size(0), batch = batches(x, args);
   at::Tensor out = args.flattened && x.dim() == 2
-                       ? at::empty({args.tokens, channels}, x.options())
-                       : at::empty({batch, args.tokens, channels}, x.options());
+                       ? new_tensor({args.tokens, channels}, x.options())
+                       : new_tensor({batch, args.tokens, channels}, x.options());
   if (bias_in) args.bias = data_or_null(bias);
   if (pos_embed_in) {
     if (!has_unit_last_stride(pos_embed)) pos_embed = pos_embed.contiguous();
@@ -95,7 +95,7 @@ at::Tensor patch_embed(const at::Tensor& x, const at::Tensor& weight_in,
     args.pos_batch_stride = per_sample ? pos_embed.stride(0) : 0;
   }
   args.out = out.data_ptr();
-  args.plan = gemm_plan(batch * args.tokens, channels, weight.numel() / channels);
+  args.plan = gemm_plan(args.dtype, batch * args.tokens, channels, weight.numel() / channels);
   run_gemm(args, MMKERN_PICK(patch_embed_forward));
   return out;
 }
@@ -106,20 +106,22 @@ at::Tensor grad_input(PatchEmbedArgs args, const at::Tensor& x, const at::Tensor
     covered &= x.size(d) % weight.size(d) == 0;
   }
   const at::Tensor grad_x =
-      covered ? at::empty(x.sizes(), x.options()) : at::zeros(x.sizes(), x.options());
+      covered ? new_tensor(x.sizes(), x.options()) : at::zeros(x.sizes(), x.options());
   if (!args.flattened) args.pixels = patch_grid(grad_x, weight);
   args.out = grad_x.data_ptr();
   const int64_t channels = weight.size(0);
-  args.plan = gemm_plan(batches(x, args) * args.tokens, weight.numel() / channels, channels);
+  args.plan =
+      gemm_plan(args.dtype, batches(x, args) * args.tokens, weight.numel() / channels, channels);
   run_gemm(args, MMKERN_PICK(patch_embed_grad_input));
   return grad_x;
 }
 
 at::Tensor grad_weight(PatchEmbedArgs args, const at::Tensor& x, const at::Tensor& weight) {
-  const at::Tensor result = at::empty(weight.sizes(), x.options());
+  const at::Tensor result = new_tensor(weight.sizes(), x.options());
   args.out = result.data_ptr();
   const int64_t channels = weight.size(0);
-  args.plan = gemm_plan(channels, weight.numel() / channels, batches(x, args) * args.tokens);
+  args.plan =
+      gemm_plan(args.dtype, channels, weight.numel() / channels, batches(x, args) * args.tokens);
   run_gemm(args, MMKERN_PICK(patch_embed_grad_weight));
   return result;
 }
@@ -127,7 +129,7 @@ at::Tensor grad_weight(PatchEmbedArgs args, const at::Tensor& x, const at::Tenso
 // Of a position embedding per sample: the gradient itself; else its sum over the batch.
 at::Tensor grad_pos_embed(const PatchEmbedArgs& args, const at::Tensor& x,
                           const at::Tensor& pos_embed) {
-  const at::Tensor result = at::empty(pos_embed.sizes(), pos_embed.options());
+  const at::Tensor result = new_tensor(pos_embed.sizes(), pos_embed.options());
   const int64_t batch = batches(x, args);
   const bool per_sample = pos_embed.dim() == 3 && pos_embed.size(0) == batch;
   const int64_t rows = per_sample ? 1 : batch;
@@ -158,7 +160,7 @@ Gradients patch_embed_backward(const at::Tensor& grad_in, const at::Tensor& x,
   if (mask[0]) grads[0] = grad_input(args, x, weight);
   if (mask[1]) grads[1] = grad_weight(args, x, weight);
   if (mask[2]) {
-    grads[2] = at::empty({weight.size(0)}, x.options());
+    grads[2] = new_tensor({weight.size(0)}, x.options());
     sum_rows(x.scalar_type(), args.grad, batches(x, args) * args.tokens, 1, 1, 0, grads[2]);
   }
   if (mask[3]) grads[3] = grad_pos_embed(args, x, *pos_embed);

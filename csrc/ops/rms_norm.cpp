@@ -52,8 +52,8 @@ Tensors rms_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTe
   const bool half = args.dtype != DType::kFloat32;
   const bool widens = casts_first(cast) && half && args.weight_is_float32;
   args.cast = widens ? Cast::kFirstToFloat32 : casts_first(cast) ? Cast::kFirst : Cast::kLast;
-  const Tensor h = residual.has_value() ? at::empty(x.sizes(), x.options()) : no_tensor(x);
-  const Tensor y = at::empty(x.sizes(), widens ? weight->options() : x.options());
+  const Tensor h = residual.has_value() ? new_tensor(x.sizes(), x.options()) : no_tensor(x);
+  const Tensor y = new_tensor(x.sizes(), widens ? weight->options() : x.options());
   args.h = h.mutable_data_ptr();
   args.y = y.mutable_data_ptr();
   const int64_t inputs_and_h = 1 + 2 * residual.has_value();
@@ -88,7 +88,7 @@ Tensors rms_norm_backward(const OptionalTensor& grad_h, const OptionalTensor& gr
   if (!laid_out) return reference();
   args.grad_y_is_float32 = dy->scalar_type() == at::kFloat;
   args.tasks = row_tasks(1, row_count(h));
-  const Tensor grad_x = mask[0] ? at::empty(h.sizes(), h.options()) : no_tensor(h);
+  const Tensor grad_x = mask[0] ? new_tensor(h.sizes(), h.options()) : no_tensor(h);
   args.grad_x = mask[0] ? grad_x.mutable_data_ptr() : nullptr;
   args.forward.stream =
       larger_than_cache((1 + mask[0] + dh.has_value()) * h.nbytes() + dy->nbytes()) &&

@@ -62,7 +62,7 @@ int64_t work_per_token(const RopeArgs& args) {
 }
 
 Tensor empty_if(bool exists, const Tensor& x) {
-  return exists ? at::empty(x.sizes(), x.options()) : no_tensor(x);
+  return exists ? new_tensor(x.sizes(), x.options()) : no_tensor(x);
 }
 
 std::tuple<Tensor, Tensor> rope(const Tensor& q, const Tensor& k, const Tensor& cos,
