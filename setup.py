@@ -28,7 +28,9 @@ X86_ISAS = {
     "avx512_bf16": [*AVX512, "-mavx512bf16"],
 }
 
-SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+# The address sanitizer finds what the checks left out would; they take a third of the compile time.
+SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size"]
+SANITIZE_FLAGS += ["-fno-omit-frame-pointer", "-g1", "-O1"]
 COMMON_FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Not -ffast-math: NaN and inf must survive.
 FLOAT_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]

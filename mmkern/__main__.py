@@ -55,6 +55,7 @@ def _add_bench(commands):
     add("--dtype", action="append", default=[], metavar="DT[,DT]", help="float32,bfloat16")
     add("--device", help="default: the accelerator that is there, else cpu")
     add("--quick", action="store_true", help="a selection, in about a minute")
+    add("--full", action="store_true", help="every workload in every dtype, in about ten minutes")
     add("--output", type=Path, default=Path("out/bench"), metavar="DIR", help="default out/bench")
     add("--threads", type=int, help="CPU threads; default torch's")
     add("--seed", type=int, default=0, help="of the random inputs and weights")
@@ -73,6 +74,8 @@ def _bench(args):
         if args.threads < 1:
             args.parser.error(f"--threads is {args.threads}; wanted at least 1")
         torch.set_num_threads(args.threads)
+    if args.quick and args.full:
+        args.parser.error("--quick and --full exclude each other")
     names = [model.name for model in models.MODELS]
     options = job.Options(
         ops=_choice(args, "--op", _split(args.op), workloads.OPS),
@@ -80,6 +83,7 @@ def _bench(args):
         dtypes=_choice(args, "--dtype", dtypes, job.DTYPES),
         device=_device(args),
         quick=args.quick,
+        full=args.full,
         compile=args.compile,
         seed=args.seed,
         output=args.output,

@@ -18,10 +18,6 @@ inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kInfinity = __builtin_inff();
 
 template <class X>
-MMKERN_INLINE X least(X a, X b) {
-  return a < b ? a : b;
-}
-template <class X>
 MMKERN_INLINE X greatest(X a, X b) {
   return a > b ? a : b;
 }
@@ -267,14 +263,6 @@ MMKERN_INLINE void with_vectors(int vectors, const Body& body) {
     if (vectors == kTileVectors / 2) return body.template operator()<kTileVectors / 2>();
   }
   return body.template operator()<1>();
-}
-
-// Calls body(T{}) with the element type of the dtype.
-template <class Body>
-MMKERN_INLINE auto with_dtype(DType dtype, const Body& body) {
-  if (dtype == DType::kFloat32) return body(float{});
-  if (dtype == DType::kBFloat16) return body(bf16_t{});
-  return body(fp16_t{});
 }
 
 }  // namespace mmkern::MMKERN_ISA

@@ -16,21 +16,7 @@ namespace mmkern::MMKERN_ISA {
 
 inline constexpr int kTileCols = kTileVectors * kLanes;
 
-MMKERN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 MMKERN_INLINE int64_t round_to(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
-// body(an element of the dtype)
-template <class Body>
-MMKERN_INLINE void with_dtype(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return body(float{});
-    case DType::kBFloat16:
-      return body(bf16_t{});
-    case DType::kFloat16:
-      return body(fp16_t{});
-  }
-}
 
 // ---- sources and stores -------------------------------------------------------------------------
 

@@ -142,14 +142,8 @@ void choose_activation(Activation activation, const Args& args, int64_t begin, i
 
 template <class Args>
 void choose_dtype(const GluArgs& forward, const Args& args, int64_t begin, int64_t end) {
-  switch (forward.dtype) {
-    case DType::kFloat32:
-      return choose_activation<float>(forward.activation, args, begin, end);
-    case DType::kBFloat16:
-      return choose_activation<bf16_t>(forward.activation, args, begin, end);
-    case DType::kFloat16:
-      return choose_activation<fp16_t>(forward.activation, args, begin, end);
-  }
+  with_dtype(forward.dtype,
+             [&](auto t) { choose_activation<decltype(t)>(forward.activation, args, begin, end); });
 }
 
 }  // namespace

@@ -77,18 +77,11 @@ MMKERN_INLINE vf rounded(vf x) {
 
 // Adds the bias, keeps the pre-activation, and activates it as it was kept: rounded to T.
 template <class T>
-struct StoreActivated {
+struct ActivatedRow {
   const MlpProductArgs& args;
 
-  void operator()(int64_t i, int64_t rows, int64_t j, int64_t n, const float* sums) const {
-    with_activation(args.activation, [&](auto f) MMKERN_BODY {
-      for (int64_t r = 0; r < rows; ++r) activate<decltype(f)>(i + r, j, n, sums + r * kTileCols);
-    });
-  }
-
- private:
   template <class F>
-  MMKERN_BODY void activate(int64_t i, int64_t j, int64_t n, const float* sums) const {
+  MMKERN_BODY void row(int64_t i, int64_t j, int64_t n, const float* sums) const {
     const T* const bias = static_cast<const T*>(args.bias);
     const int64_t offset = i * args.plan.cols + j;
     T* const z = args.pre_activation ? static_cast<T*>(args.pre_activation) + offset : nullptr;
@@ -108,18 +101,11 @@ struct StoreActivated {
 };
 
 template <class T>
-struct StoreHiddenGrad {
+struct HiddenGradRow {
   const MlpProductArgs& args;
 
-  void operator()(int64_t i, int64_t rows, int64_t j, int64_t n, const float* sums) const {
-    with_activation(args.activation, [&](auto f) MMKERN_BODY {
-      for (int64_t r = 0; r < rows; ++r) chain<decltype(f)>(i + r, j, n, sums + r * kTileCols);
-    });
-  }
-
- private:
   template <class F>
-  MMKERN_BODY void chain(int64_t i, int64_t j, int64_t n, const float* sums) const {
+  MMKERN_BODY void row(int64_t i, int64_t j, int64_t n, const float* sums) const {
     const int64_t offset = i * args.plan.cols + j;
     const T* const z = static_cast<const T*>(args.z) + offset;
     T* const out = static_cast<T*>(args.out) + offset;
@@ -128,6 +114,19 @@ struct StoreHiddenGrad {
       const vf value = load(z + c, width);
       store(out + c, load(sums + c, width) * F::slope(value), width);
       if (hidden != nullptr) store(hidden + c, F::value(value), width);
+    });
+  }
+};
+
+// A store that calls store.row<F>(i, j, n, sums) for each row, F being the activation.
+template <class Row>
+struct StoreWithActivation {
+  Row store;
+  void operator()(int64_t i, int64_t rows, int64_t j, int64_t n, const float* sums) const {
+    with_activation(store.args.activation, [&](auto f) MMKERN_BODY {
+      for (int64_t r = 0; r < rows; ++r) {
+        store.template row<decltype(f)>(i + r, j, n, sums + r * kTileCols);
+      }
     });
   }
 };
@@ -146,7 +145,8 @@ void mlp_linear(const MlpProductArgs& args, const GemmTask& task, float* scratch
   with_dtype(args.dtype, [&](auto t) {
     using T = decltype(t);
     const ByRow<T, MatrixRows<T>> a{{args.a}}, b{{args.b}};
-    gemm_task<T>(args.plan, task, a, b, StoreActivated<T>{args}, scratch);
+    const StoreWithActivation<ActivatedRow<T>> store{{args}};
+    gemm_task<T>(args.plan, task, a, b, store, scratch);
   });
 }
 
@@ -155,7 +155,8 @@ void mlp_grad_hidden(const MlpProductArgs& args, const GemmTask& task, float* sc
     using T = decltype(t);
     const ByRow<T, MatrixRows<T>> a{{args.a}};
     const ByDepth<T, MatrixRows<T>> b{{args.b}};
-    gemm_task<T>(args.plan, task, a, b, StoreHiddenGrad<T>{args}, scratch);
+    const StoreWithActivation<HiddenGradRow<T>> store{{args}};
+    gemm_task<T>(args.plan, task, a, b, store, scratch);
   });
 }
 

@@ -75,14 +75,7 @@ void choose_stream(const ModulateArgs& args, int64_t begin, int64_t end, float* 
 }  // namespace
 
 void modulate_forward(const ModulateArgs& args, int64_t begin, int64_t end, float* scratch) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return choose_stream<float>(args, begin, end, scratch);
-    case DType::kBFloat16:
-      return choose_stream<bf16_t>(args, begin, end, scratch);
-    case DType::kFloat16:
-      return choose_stream<fp16_t>(args, begin, end, scratch);
-  }
+  with_dtype(args.dtype, [&](auto t) { choose_stream<decltype(t)>(args, begin, end, scratch); });
 }
 
 }  // namespace mmkern::MMKERN_ISA

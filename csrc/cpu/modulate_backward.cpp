@@ -188,14 +188,8 @@ void choose_stream(const ModulateGradArgs& args, int64_t begin, int64_t end, flo
 }  // namespace
 
 void modulate_backward(const ModulateGradArgs& args, int64_t begin, int64_t end, float* scratch) {
-  switch (args.forward.dtype) {
-    case DType::kFloat32:
-      return choose_stream<float>(args, begin, end, scratch);
-    case DType::kBFloat16:
-      return choose_stream<bf16_t>(args, begin, end, scratch);
-    case DType::kFloat16:
-      return choose_stream<fp16_t>(args, begin, end, scratch);
-  }
+  with_dtype(args.forward.dtype,
+             [&](auto t) { choose_stream<decltype(t)>(args, begin, end, scratch); });
 }
 
 }  // namespace mmkern::MMKERN_ISA

@@ -310,14 +310,7 @@ void rope_forward(const RopeArgs& args, int64_t begin, int64_t end, float* scrat
     args.interleaved ? rotate_rows<T, true>(args, begin, end, scratch)
                      : rotate_rows<T, false>(args, begin, end, scratch);
   };
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return run(float{});
-    case DType::kBFloat16:
-      return run(bf16_t{});
-    case DType::kFloat16:
-      return run(fp16_t{});
-  }
+  with_dtype(args.dtype, run);
 }
 
 void rope_backward(const RopeGradArgs& args, int64_t begin, int64_t end, float* scratch) {
@@ -326,14 +319,7 @@ void rope_backward(const RopeGradArgs& args, int64_t begin, int64_t end, float* 
     args.forward.interleaved ? run_tasks<T, true>(args, begin, end, scratch)
                              : run_tasks<T, false>(args, begin, end, scratch);
   };
-  switch (args.forward.dtype) {
-    case DType::kFloat32:
-      return run(float{});
-    case DType::kBFloat16:
-      return run(bf16_t{});
-    case DType::kFloat16:
-      return run(fp16_t{});
-  }
+  with_dtype(args.forward.dtype, run);
 }
 
 }  // namespace mmkern::MMKERN_ISA

@@ -71,14 +71,7 @@ void add_rows(const PartialSums& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void add_partial_sums(const PartialSums& args, int64_t begin, int64_t end) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return add_rows<float>(args, begin, end);
-    case DType::kBFloat16:
-      return add_rows<bf16_t>(args, begin, end);
-    case DType::kFloat16:
-      return add_rows<fp16_t>(args, begin, end);
-  }
+  with_dtype(args.dtype, [&](auto t) { add_rows<decltype(t)>(args, begin, end); });
 }
 
 }  // namespace mmkern::MMKERN_ISA

@@ -40,6 +40,19 @@ typedef int32_t vi __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t vu __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t vh __attribute__((vector_size(kVectorBytes / 2)));  // kLanes 16-bit elements
 
+template <class X>
+MMKERN_INLINE constexpr X least(X a, X b) {
+  return a < b ? a : b;
+}
+
+// body(an element of the dtype)
+template <class Body>
+MMKERN_INLINE auto with_dtype(DType dtype, const Body& body) {
+  if (dtype == DType::kFloat32) return body(float{});
+  if (dtype == DType::kBFloat16) return body(bf16_t{});
+  return body(fp16_t{});
+}
+
 // How much of a vector an access touches: all of it, or its first n elements (0 <= n <= kLanes).
 struct Full {};
 struct Part {

@@ -47,6 +47,14 @@ inline bool has_unit_last_stride(const at::Tensor& t) {
   return t.dim() == 0 || t.size(-1) <= 1 || t.stride(-1) == 1 || t.numel() == 0;
 }
 
+// autograd hands out expanded gradients (as of y.sum()), which are made dense here.
+inline at::Tensor dense(const at::Tensor& grad) {
+  return has_unit_last_stride(grad) ? grad : grad.contiguous();
+}
+inline std::optional<at::Tensor> dense(const std::optional<at::Tensor>& grad) {
+  return grad.has_value() ? std::optional(dense(*grad)) : grad;
+}
+
 inline const void* data_or_null(const at::Tensor& t) {
   return t.numel() ? t.const_data_ptr() : nullptr;
 }

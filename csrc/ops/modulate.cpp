@@ -116,12 +116,6 @@ int64_t run_length(const ModulateArgs& args) {
   return run;
 }
 
-// autograd hands out expanded gradients (as of y.sum()), which are made dense here.
-OptionalTensor dense(const OptionalTensor& grad) {
-  if (!grad.has_value() || has_unit_last_stride(*grad)) return grad;
-  return grad->contiguous();
-}
-
 Gradients modulate_backward(const OptionalTensor& grad_h, const OptionalTensor& grad_y,
                             const Tensor& h, const OptionalTensor& branch,
                             const OptionalTensor& gate, const OptionalTensor& shift,

@@ -88,9 +88,6 @@ std::tuple<Tensor, Tensor> rope(const Tensor& q, const Tensor& k, const Tensor& 
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// autograd hands out expanded gradients (as of y.sum()), which are made dense here.
-Tensor dense(const Tensor& grad) { return has_unit_last_stride(grad) ? grad : grad.contiguous(); }
-
 Gradients rope_backward(const Tensor& grad_q, const Tensor& grad_k, const Tensor& q,
                         const Tensor& k, const Tensor& cos, const Tensor& sin,
                         const OptionalTensor& q_weight, const OptionalTensor& k_weight,

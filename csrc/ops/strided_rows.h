@@ -52,10 +52,4 @@ inline int64_t row_count(const at::Tensor& t) {
   return t.numel() == 0 ? 0 : t.numel() / t.size(-1);
 }
 
-// autograd hands out expanded gradients (as of y.sum()), which are made dense here.
-inline std::optional<at::Tensor> dense(const std::optional<at::Tensor>& grad) {
-  if (!grad.has_value() || has_unit_last_stride(*grad)) return grad;
-  return grad->contiguous();
-}
-
 }  // namespace mmkern

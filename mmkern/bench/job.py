@@ -25,7 +25,7 @@ from mmkern.bench.workloads import OPS, WORKLOADS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: seconds that a whole run aims at; rows get fewer rounds where it would take longer
-TARGET_S, QUICK_TARGET_S = 200, 60
+TARGET_S, QUICK_TARGET_S, FULL_TARGET_S = 120, 60, 480
 PLAN = Plan()
 QUICK_PLAN = Plan(min_rounds=5, budget_s=0.5, max_rounds=30)
 MODEL_PLAN = Plan(min_rounds=5, budget_s=2.0, max_rounds=20)
@@ -40,6 +40,7 @@ class Options:
     dtypes: tuple = ("float32", "bfloat16")
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     quick: bool = False
+    full: bool = False
     compile: bool = True
     seed: int = 0
     output: Path = Path("out/bench")
@@ -58,10 +59,10 @@ def chosen(options):
     everything = not options.ops and not options.models
     rows = []
     for workload in WORKLOADS:
-        if not (workload.case.op in options.ops or (everything and not workload.extra)):
+        if not (everything or workload.case.op in options.ops):
             continue
         if workload.quick or not options.quick:
-            rows += [_op_row(workload, dtype, options) for dtype in options.dtypes]
+            rows += [_op_row(workload, d, options) for d in _dtypes(workload, options, everything)]
     for model in models.MODELS:
         if not (everything or model.name in options.models):
             continue
@@ -74,11 +75,18 @@ def chosen(options):
     return rows
 
 
+def _dtypes(workload, options, everything):
+    """All that were asked for, or, of the whole job, what fits its time."""
+    if options.full or workload.quick or not everything:
+        return options.dtypes
+    return () if workload.extra else models.default_dtypes(options.dtypes)
+
+
 def _op_row(workload, dtype, options):
     def run(pace):
         made = contest.op_contest(workload, DTYPES[dtype], options.device, options.seed)
         plan = pace(QUICK_PLAN if options.quick else PLAN)
-        return contest.run(made, plan, device=options.device, compile=options.compile)
+        return _contest(made, plan, options, workload.compiles, "one ATen call")
 
     return Row({"kind": "op", "op": workload.case.op, "name": workload.id, "dtype": dtype}, run)
 
@@ -86,10 +94,18 @@ def _op_row(workload, dtype, options):
 def _model_row(model, dtype, options):
     def run(pace):
         made = models.model_contest(model, DTYPES[dtype], options.device, options.seed)
-        plan = pace(MODEL_PLAN)
-        return contest.run(made, plan, device=options.device, compile=options.compile)
+        return _contest(made, pace(MODEL_PLAN), options, model.compiles, "minutes to compile")
 
     return Row({"kind": "model", "op": "model", "name": model.name, "dtype": dtype}, run)
+
+
+def _contest(made, plan, options, worth_compiling, why_not):
+    """The row of a contest, without torch.compile where only --full takes the time for it."""
+    compiles = options.compile and (worth_compiling or options.full)
+    row = contest.run(made, plan, device=options.device, compile=compiles)
+    if options.compile and not compiles:
+        row["notes"].append(f"torch.compile left out ({why_not}): mmkern bench --full")
+    return row
 
 
 def _overhead_row(op, options):
@@ -124,6 +140,7 @@ def run(options, console=None, command=None):
             "models": list(options.models),
             "dtypes": list(options.dtypes),
             "quick": options.quick,
+            "full": options.full,
             "compile": options.compile,
             "seed": options.seed,
         },
@@ -150,6 +167,12 @@ def run(options, console=None, command=None):
     return 1 if results.failures(found["rows"]) else 0
 
 
+def _target_s(options):
+    if options.quick:
+        return QUICK_TARGET_S
+    return FULL_TARGET_S if options.full else TARGET_S
+
+
 def _run_rows(rows, options, found, console):
     """Fill in ``found`` row by row, saving after each, so that a crash keeps what is done."""
     columns = (
@@ -166,7 +189,7 @@ def _run_rows(rows, options, found, console):
             machine.peaks, options.device, [DTYPES[d] for d in options.dtypes], quick=options.quick
         )
         found["peaks"] = peaks()
-        end = time.monotonic() + (QUICK_TARGET_S if options.quick else TARGET_S)
+        end = time.monotonic() + _target_s(options)
         for number, row in enumerate(rows):
             left = end - time.monotonic()
             pace = functools.partial(timing.paced, seconds_left=left, rows_left=len(rows) - number)

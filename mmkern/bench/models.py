@@ -22,7 +22,10 @@ VOCABULARY = 8192
 
 @dataclass(frozen=True)
 class ModelWorkload:
-    """build() makes the model, in float32, and its inputs."""
+    """build() makes the model, in float32, and its inputs.
+
+    compiles: whether torch.compile of it fits the time of the whole job.
+    """
 
     name: str
     model: str
@@ -31,6 +34,7 @@ class ModelWorkload:
     inputs: str
     build: Callable
     quick: bool = False
+    compiles: bool = True
 
 
 def default_dtypes(dtypes):
@@ -221,5 +225,6 @@ MODELS = (
         "VAE of 32-64-128-256 channels, 2 of 28 layers",
         PHOTOS,
         build_repaint,
+        compiles=False,
     ),
 )

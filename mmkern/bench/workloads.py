@@ -58,7 +58,7 @@ def _weights(shape, **options):
     return Real(shape, kind="weights", **options)
 
 
-#: run only where their op is asked for, so that the whole job fits five minutes
+#: run only by --full, or where their op is asked for
 EXTRA = {
     "attention-vit_l16",
     "attention-flux",
@@ -92,8 +92,13 @@ class Workload:
 
     @property
     def extra(self):
-        """Whether the whole job leaves it out."""
+        """Whether the whole job leaves it out without --full."""
         return self.case.id in EXTRA
+
+    @property
+    def compiles(self):
+        """Whether torch.compile can change the eager baseline: it is no single ATen call."""
+        return self.case.op not in ("attention", "patch_embed")
 
     @property
     def inputs(self):

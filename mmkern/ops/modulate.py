@@ -61,8 +61,9 @@ def reference(x, branch, gate, shift, scale, weight, bias, norm, eps):
     h = x
     if branch is not None:
         h = (x + branch if gate is None else x + _per_token(gate, x) * branch).to(x.dtype)
+    kept = empty(x) if branch is None else h
     if norm == "none":
-        return h, empty(x)
+        return kept, empty(x)
     y = _wide(h, shift, scale, weight, bias)
     cast = (None if t is None else t.to(y.dtype) for t in (weight, bias))
     if norm == "layer":
@@ -75,7 +76,7 @@ def reference(x, branch, gate, shift, scale, weight, bias, norm, eps):
         y = y * (1 + _per_token(scale, x))
     if shift is not None:
         y = y + _per_token(shift, x)
-    return empty(x) if branch is None else h, y.to(x.dtype).contiguous()
+    return kept, y.to(x.dtype).contiguous()
 
 
 def backward_reference(
