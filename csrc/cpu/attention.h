@@ -49,6 +49,26 @@ struct AttentionTask {
   int64_t row_begin, row_end;
 };
 
+// The keys [key_begin, key_end) for all rows of a (sequence, key head) that has few rows. Which keys
+// a split has depends on the sequence alone, and so do the bits of the result.
+struct AttentionSplit {
+  AttentionSequence sequence;
+  int32_t head_k;
+  int64_t rows;
+  int64_t key_begin, key_end;
+  float* result;  // attention_decode_result() floats
+};
+
+// All splits of a (sequence, key head), their results `stride` floats apart; joining them
+// overwrites these.
+struct AttentionSplits {
+  AttentionSequence sequence;
+  int32_t head_k;
+  int64_t rows, splits;
+  float* first;
+  int64_t stride;
+};
+
 // The backward walks over the queries once for each chunk of keys, whose gradients it keeps. A
 // chunk adds its share of dq to the shares of others in a second step, in order: the bits depend on
 // the length of a chunk, which depends on the head dims alone, and not on who computes it when.
@@ -80,6 +100,13 @@ MMKERN_KERNEL(int64_t, attention_forward_scratch,
               (const AttentionArgs& args, int64_t rows, int64_t keys))
 MMKERN_KERNEL(void, attention_forward,
               (const AttentionArgs& args, const AttentionTask& task, void* scratch))
+
+// Bytes of scratch for splits of at most `keys` keys, and floats of the result of `rows` rows.
+MMKERN_KERNEL(int64_t, attention_decode_scratch, (const AttentionArgs& args, int64_t keys))
+MMKERN_KERNEL(int64_t, attention_decode_result, (const AttentionArgs& args, int64_t rows))
+MMKERN_KERNEL(void, attention_decode,
+              (const AttentionArgs& args, const AttentionSplit& split, void* scratch))
+MMKERN_KERNEL(void, attention_combine, (const AttentionArgs& args, const AttentionSplits& splits))
 
 // Bytes of scratch for chunks of at most `keys` keys.
 MMKERN_KERNEL(int64_t, attention_backward_scratch,

@@ -22,6 +22,11 @@ constexpr int64_t kMaxSeqlen = kUnlimitedWindow / 2;
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kMinTileRows = 64;
 
+// Rows of a (sequence, key head) up to which keys are read in place and split among tasks, and keys
+// of a split.
+constexpr int64_t kDecodeRows = 16;
+constexpr int64_t kSplitKeys = 512;
+
 // Floats of dq shares that may wait to be added up; more (sequence, key head)s than these belong to
 // come one wave after another.
 constexpr int64_t kMaxShareFloats = int64_t{32} << 20;
@@ -141,24 +146,68 @@ std::vector<AttentionTask> list_tiles(const AttentionArgs& args,
   return tasks;
 }
 
-// Largest rows and keys of any task, for scratch, and the mean work of one.
-struct TaskSizes {
-  int64_t rows = 0, keys = 0, mean_work = 0;
-};
-
-TaskSizes measure(const AttentionArgs& args, const std::vector<AttentionTask>& tasks) {
-  TaskSizes sizes;
+void run_tiles(const AttentionArgs& args, const std::vector<AttentionSequence>& sequences) {
+  const auto tasks = list_tiles(args, sequences);
+  if (tasks.empty()) return;
+  int64_t most_rows = 0, most_keys = 0;
   double work = 0;
   for (const AttentionTask& task : tasks) {
-    const int64_t rows = task.row_end - task.row_begin;
-    sizes.rows = std::max(sizes.rows, rows);
-    sizes.keys = std::max<int64_t>(sizes.keys, task.sequence.seqlen_k);
-    work += static_cast<double>(rows) * task.sequence.seqlen_k;
+    const int64_t rows = task.row_end - task.row_begin, keys = task.sequence.seqlen_k;
+    most_rows = std::max(most_rows, rows);
+    most_keys = std::max(most_keys, keys);
+    work += static_cast<double>(rows) * keys;
   }
   // a vectorised step does a few dozen multiplications in the time of one element of memory
-  work *= (args.head_dim + args.head_dim_v) / 32.0;
-  if (!tasks.empty()) sizes.mean_work = static_cast<int64_t>(work / tasks.size());
-  return sizes;
+  work *= (args.head_dim + args.head_dim_v) / 32.0 / static_cast<double>(tasks.size());
+  const int64_t bytes = MMKERN_PICK(attention_forward_scratch)(args, most_rows, most_keys);
+  parallel_dynamic(tasks.size(), static_cast<int64_t>(work), 1, [&](const auto& next) {
+    const Scratch<char> scratch(bytes);
+    for (int64_t begin, end; next(begin, end);) {
+      MMKERN_PICK(attention_forward)(args, tasks[begin], scratch.get());
+    }
+  });
+}
+
+void run_splits(const AttentionArgs& args, const std::vector<AttentionSequence>& sequences) {
+  std::vector<AttentionSplits> joints;
+  int64_t floats = 0;
+  for (const AttentionSequence& sequence : sequences) {
+    const int64_t rows = int64_t{sequence.seqlen_q} * (args.heads_q / args.heads_k);
+    const int64_t splits = std::max<int64_t>(1, (sequence.seqlen_k + kSplitKeys - 1) / kSplitKeys);
+    const int64_t stride = MMKERN_PICK(attention_decode_result)(args, rows);
+    for (int32_t head = 0; head < args.heads_k; ++head) {
+      joints.push_back({sequence, head, rows, splits, nullptr, stride});
+      floats += splits * stride;
+    }
+  }
+  if (joints.empty()) return;
+  const Scratch<float> results(floats);
+  float* result = results.get();
+  std::vector<AttentionSplit> tasks;
+  int64_t most_keys = 0, keys = 0;
+  for (AttentionSplits& joint : joints) {
+    joint.first = result;
+    for (int64_t split = 0; split < joint.splits; ++split, result += joint.stride) {
+      const int64_t begin = split * kSplitKeys;
+      const int64_t end = std::min<int64_t>(begin + kSplitKeys, joint.sequence.seqlen_k);
+      tasks.push_back({joint.sequence, joint.head_k, joint.rows, begin, end, result});
+      most_keys = std::max(most_keys, end - begin);
+      keys += end - begin;
+    }
+  }
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  const int64_t work = keys * (args.head_dim + args.head_dim_v) / count;
+  const int64_t bytes = MMKERN_PICK(attention_decode_scratch)(args, most_keys);
+  parallel_dynamic(count, work, 1, [&](const auto& next) {
+    const Scratch<char> scratch(bytes);
+    for (int64_t begin, end; next(begin, end);) {
+      MMKERN_PICK(attention_decode)(args, tasks[begin], scratch.get());
+    }
+  });
+  const int64_t joined = static_cast<int64_t>(joints.size());
+  parallel_even(joined, floats / joined, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) MMKERN_PICK(attention_combine)(args, joints[begin]);
+  });
 }
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -180,16 +229,14 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   const Tensor lse = at::empty(lse_shape, q.options().dtype(at::kFloat));
   const AttentionArgs args =
       describe(q, k, v, out, lse, key_padding_mask, causal, window_left, window_right, scale);
-  const auto sequences = list_sequences(q, k, cu_seqlens_q, cu_seqlens_k);
-  const auto tasks = list_tiles(args, sequences);
-  const TaskSizes sizes = measure(args, tasks);
-  const int64_t bytes = MMKERN_PICK(attention_forward_scratch)(args, sizes.rows, sizes.keys);
-  parallel_dynamic(tasks.size(), sizes.mean_work, 1, [&](const auto& next) {
-    const Scratch<char> scratch(bytes);
-    for (int64_t begin, end; next(begin, end);) {
-      MMKERN_PICK(attention_forward)(args, tasks[begin], scratch.get());
-    }
-  });
+  auto sequences = list_sequences(q, k, cu_seqlens_q, cu_seqlens_k);
+  // which way a sequence goes depends on itself alone, so that its neighbours do not change its bits
+  const auto few_rows = std::stable_partition(
+      sequences.begin(), sequences.end(), [&](const AttentionSequence& sequence) {
+        return int64_t{sequence.seqlen_q} * args.heads_q > kDecodeRows * args.heads_k;
+      });
+  run_tiles(args, {sequences.begin(), few_rows});
+  run_splits(args, {few_rows, sequences.end()});
   return {out, lse};
 }
 
