@@ -18,11 +18,11 @@ inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kInfinity = __builtin_inff();
 
 template <class X>
-MMKERN_INLINE X least(X a, X b) {
+MMKERN_INLINE constexpr X least(X a, X b) {
   return a < b ? a : b;
 }
 template <class X>
-MMKERN_INLINE X greatest(X a, X b) {
+MMKERN_INLINE constexpr X greatest(X a, X b) {
   return a > b ? a : b;
 }
 

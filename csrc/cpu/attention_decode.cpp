@@ -71,31 +71,40 @@ MMKERN_INLINE vf sum_each(vf (&v)[kLanes]) {
   return v[0];
 }
 
-// K Q^T of R rows. Scores past `count`, in the last vector, are those of the last key again.
+// K Q^T of R rows. Scores past `count`, in the last vector, are those of the last key again. Four
+// keys are read at a time, not kLanes: one reads neighbouring lines, and rows that lie a multiple of
+// 4 KiB apart do not drive each other out of the cache.
 template <class T, int R>
 __attribute__((noinline)) void score(const Chunk<T>* queries, int64_t query_chunks, Table<T> keys,
-                                     Table<T> values, int64_t count, int64_t n, float* scores) {
+                                     int64_t count, int64_t n, float* scores) {
+  constexpr int kTogether = least(4, kKeys<R>);
   for (int64_t begin = 0; begin < count; begin += kKeys<R>) {
-    const T* row[kKeys<R>];
-#pragma GCC unroll 16
-    for (int i = 0; i < kKeys<R>; ++i) {
-      row[i] = keys.row(least(begin + i, count - 1));
-      const int64_t ahead = begin + i + kAhead;
-      prefetch(ahead < count ? keys.row(ahead) : values.row(least(ahead - count, count - 1)), n);
-    }
-    vf acc[kLanes] = {};
-    sweep_pairs(n, [&](int64_t at, auto width) MMKERN_BODY {
-#pragma GCC unroll 16
-      for (int i = 0; i < kKeys<R>; ++i) {
-        const Chunk<T> key = load_chunk(row[i] + at, width);
+    vf sums[kLanes];
+    for (int i = 0; i < kKeys<R>; i += kTogether) {
+      const T* row[kTogether];
+      vf acc[R][kTogether] = {};
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          vf& sum = acc[r * kKeys<R> + i];
-          sum = dot(sum, queries[r * query_chunks + at / kPairLanes], key);
-        }
+      for (int u = 0; u < kTogether; ++u) {
+        row[u] = keys.row(least(begin + i + u, count - 1));
+        prefetch(row[u] + kAhead * keys.stride, n);
       }
-    });
-    store(scores + begin * R, sum_each(acc));
+      sweep_pairs(n, [&](int64_t at, auto width) MMKERN_BODY {
+#pragma GCC unroll 4
+        for (int u = 0; u < kTogether; ++u) {
+          const Chunk<T> key = load_chunk(row[u] + at, width);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            acc[r][u] = dot(acc[r][u], queries[r * query_chunks + at / kPairLanes], key);
+          }
+        }
+      });
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int u = 0; u < kTogether; ++u) sums[r * kKeys<R> + i + u] = acc[r][u];
+      }
+    }
+    store(scores + begin * R, sum_each(sums));
   }
 }
 
@@ -295,7 +304,7 @@ void attend(const AttentionArgs& args, const AttentionSplit& task, const DecodeS
   };
   const Table<T> values = table(args.v);
   const int64_t vectors = (count + 2 * kKeys<R> - 1) / (2 * kKeys<R>)*2;
-  score<T, R>(scratch.queries, scratch.query_chunks, table(args.k), values, count, args.head_dim,
+  score<T, R>(scratch.queries, scratch.query_chunks, table(args.k), count, args.head_dim,
               scratch.scores);
   hide<R>(args, sequence, position, keys.begin, count, vectors, scratch.scores);
   weigh<T, R>(scratch.scores, vectors, __builtin_fabsf(args.scale) * kLog2E, result.largest + r,
