@@ -15,7 +15,6 @@ namespace {
 // Keys per block. Scores of one block of rows (kKeyBlock x 64 floats) stay in L2 beside the packed
 // keys and values. Other lengths were not measured here.
 constexpr int64_t kKeyBlock = 256;
-constexpr int64_t kSumRows = 16;
 constexpr int64_t kPrefetchRows = 32;
 
 // One block of rows of the tile and what it has summed up so far.
@@ -143,8 +142,7 @@ struct AddWeightedValues {
 
 // Replaces `count` rows of scores by their weights, as cells of the key dimension, in place (the
 // cells of a row never lie behind the scores that they come from), and adds the weights up.
-// The difference comes before the scale, so that the largest score weighs exactly 1. One chain of
-// sums over all keys would double the error of the log-sum-exp: they are added kSumRows at a time.
+// The difference comes before the scale, so that the largest score weighs exactly 1.
 template <class C, int NV>
 __attribute__((noinline)) void weigh(float* scores, int64_t count, float scale, const vf* largest,
                                      vf* total) {
@@ -152,7 +150,7 @@ __attribute__((noinline)) void weigh(float* scores, int64_t count, float scale, 
   for (int j = 0; j < NV; ++j) top[j] = largest[j];
   const auto weight = [&](int64_t row, int j) MMKERN_BODY {
     const vf score = load(scores + (row * NV + j) * kLanes);
-    return exp2_weight<kWeightDegree<C>>((score - top[j]) * scale);
+    return exp2_weight<kWeightDegree<C>>(score - top[j], scale);
   };
   for (int64_t begin = 0; begin < count; begin += kSumRows) {
     const int64_t end = least(begin + kSumRows, count);
@@ -184,7 +182,7 @@ MMKERN_INLINE void rescale(vf* largest, float scale, vf* state_largest, vf* tota
     const vf top = max(state_largest[j], largest[j]);
     // of a row without keys so far, 0: -inf - 0 weighs 0, while -inf + inf would be NaN
     largest[j] = select(top == -kInfinity, zero(), top);
-    alpha[j] = exp2_weight<6>((state_largest[j] - largest[j]) * scale);
+    alpha[j] = exp2_weight<6>(state_largest[j] - largest[j], scale);
     state_largest[j] = top;
     total[j] *= alpha[j];
   }

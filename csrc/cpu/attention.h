@@ -78,6 +78,10 @@ struct AttentionBackwardArgs {
   const float* grad_lse;  // laid out as lse; null: none
 };
 
+// Rows of a (sequence, key head) that are few: their keys are split in the forward, and in the
+// backward come in long chunks.
+inline constexpr int64_t kFewRows = 16;
+
 // One chunk of the keys of a (sequence, key head).
 struct AttentionChunk {
   AttentionSequence sequence;
@@ -108,9 +112,9 @@ MMKERN_KERNEL(void, attention_decode,
               (const AttentionArgs& args, const AttentionSplit& split, void* scratch))
 MMKERN_KERNEL(void, attention_combine, (const AttentionArgs& args, const AttentionSplits& splits))
 
-// Bytes of scratch for chunks of at most `keys` keys.
+// Bytes of scratch for a chunk of `keys` keys of a (sequence, key head) with `rows` rows.
 MMKERN_KERNEL(int64_t, attention_backward_scratch,
-              (const AttentionBackwardArgs& args, int64_t keys))
+              (const AttentionBackwardArgs& args, int64_t keys, int64_t rows))
 MMKERN_KERNEL(void, attention_backward,
               (const AttentionBackwardArgs& args, const AttentionChunk& chunk, void* scratch))
 MMKERN_KERNEL(void, attention_add_shares,

@@ -6,8 +6,12 @@
 
 namespace mmkern::MMKERN_ISA {
 
-// Keys per block: its scores and their gradients stay in L2, and mostly in L1.
+// Keys per block: its scores and their gradients stay in L2, and mostly in L1. Of few rows the chunk
+// is one block, so that their weights can be normalised (see normalize).
 inline constexpr int64_t kBackwardKeys = 128;
+MMKERN_INLINE int64_t backward_key_block(int64_t chunk, int64_t rows) {
+  return rows <= kFewRows ? greatest<int64_t>(chunk, 1) : kBackwardKeys;
+}
 
 MMKERN_INLINE int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
 
@@ -26,7 +30,8 @@ struct BackwardScratch {
   float* dq;                 // dQ^T
   int64_t bytes;
 
-  BackwardScratch(const AttentionBackwardArgs& backward, void* buffer, int64_t chunk) {
+  BackwardScratch(const AttentionBackwardArgs& backward, void* buffer, int64_t chunk,
+                  int64_t row_count) {
     const AttentionArgs& args = backward.forward;
     Arena arena{static_cast<char*>(buffer)};
     constexpr bool kPacks = !__is_same(T, float);
@@ -45,10 +50,12 @@ struct BackwardScratch {
     grads_across = arena.take<C>(cells<C>(kBlockRows) * width_v);
     lse = arena.take<vf>(kTileVectors);
     delta = arena.take<vf>(kTileVectors);
-    const int64_t key_block = least<int64_t>(kBackwardKeys, chunk + chunk % 2);
-    scores = arena.take<float>(key_block * kBlockRows);
-    dweights = arena.take<float>(key_block * kBlockRows);
-    dscores_across = arena.take<C>(kDepth<C> == 2 ? cells<C>(key_block) * kBlockRows : 0);
+    const int64_t key_block = least(backward_key_block(chunk, row_count), chunk);
+    const int64_t lanes = row_count <= kFewRows ? least<int64_t>(kBlockRows, 16) : kBlockRows;
+    const int64_t score_count = (key_block + key_block % 2) * lanes;
+    scores = arena.take<float>(score_count);
+    dweights = arena.take<float>(score_count);
+    dscores_across = arena.take<C>(kDepth<C> == 2 ? score_count / 2 : 0);
     outputs_t = arena.take<C>(cells_v * kBlockRows);
     dq = arena.take<float>(int64_t{args.head_dim} * kBlockRows);
     bytes = arena.used;

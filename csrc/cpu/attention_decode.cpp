@@ -139,8 +139,7 @@ MMKERN_INLINE vf spread(const float* rows) {
   return load(lanes);
 }
 
-// Replaces an even number of vectors of scores by weights, as cells, in place. Their sum has chains
-// of 16 additions for the sake of the log-sum-exp, as in attention.cpp.
+// Replaces an even number of vectors of scores by weights, as cells, in place, and adds them up.
 template <class T, int R>
 __attribute__((noinline)) void weigh(float* scores, int64_t vectors, float scale, float* largest,
                                      float* total) {
@@ -157,14 +156,14 @@ __attribute__((noinline)) void weigh(float* scores, int64_t vectors, float scale
   }
   const vf shifts = spread<R>(shift);
   vf sum = zero();
-  for (int64_t begin = 0; begin < vectors; begin += 16) {
+  for (int64_t begin = 0; begin < vectors; begin += kSumRows) {
     vf part = zero();
-    for (int64_t i = begin; i < least<int64_t>(begin + 16, vectors); i += 2) {
+    for (int64_t i = begin; i < least(begin + kSumRows, vectors); i += 2) {
       vf weight[2];
 #pragma GCC unroll 2
       for (int u = 0; u < 2; ++u) {
         const vf score = load(scores + (i + u) * kLanes);
-        weight[u] = exp2_weight<kWeightDegree<C>>((score - shifts) * scale);
+        weight[u] = exp2_weight<kWeightDegree<C>>(score - shifts, scale);
         part += weight[u];
         if constexpr (kDepth<C> == 1) store(scores + (i + u) * kLanes, weight[u]);
       }
@@ -350,7 +349,7 @@ void combine(const AttentionArgs& args, const AttentionSplits& task) {
     float total = 0;
     for (int64_t s = 0; s < task.splits; ++s) {
       float& factor = split(s).largest[r];  // in the place of the score that it comes from
-      factor = exp2_weight<6>(set1((factor - shift) * (scale * kLog2E)))[0];
+      factor = exp2_weight<6>(set1(factor - shift), scale * kLog2E)[0];
       total += factor * split(s).total[r];
     }
     const float divisor = total == 0.0f ? 1.0f : total;

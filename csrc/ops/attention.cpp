@@ -22,9 +22,7 @@ constexpr int64_t kMaxSeqlen = kUnlimitedWindow / 2;
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kMinTileRows = 64;
 
-// Rows of a (sequence, key head) up to which keys are read in place and split among tasks, and keys
-// of a split.
-constexpr int64_t kDecodeRows = 16;
+// Keys of a split, in the forward of few rows.
 constexpr int64_t kSplitKeys = 512;
 
 // Floats of dq shares that may wait to be added up; more (sequence, key head)s than these belong to
@@ -233,15 +231,17 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   // which way a sequence goes depends on itself alone, so that its neighbours do not change its bits
   const auto few_rows = std::stable_partition(
       sequences.begin(), sequences.end(), [&](const AttentionSequence& sequence) {
-        return int64_t{sequence.seqlen_q} * args.heads_q > kDecodeRows * args.heads_k;
+        return int64_t{sequence.seqlen_q} * args.heads_q > kFewRows * args.heads_k;
       });
   run_tiles(args, {sequences.begin(), few_rows});
   run_splits(args, {few_rows, sequences.end()});
   return {out, lse};
 }
 
-// Keys of a chunk of the backward: as many as leave room in L2 for their gradients in float.
-int64_t chunk_keys(const AttentionArgs& args) {
+// Keys of a chunk of the backward: as many as leave room in L2 for their gradients in float. Few
+// rows pass over them once, and are the more accurate the more keys they have in one place.
+int64_t chunk_keys(const AttentionArgs& args, int64_t rows) {
+  if (rows <= kFewRows) return 4096;
   const int64_t widest = std::max(args.head_dim, args.head_dim_v);
   return std::clamp<int64_t>(32768 / std::max<int64_t>(widest, 1) / 64 * 64, 128, 512);
 }
@@ -257,10 +257,10 @@ struct Unit {
 
 std::vector<Unit> list_units(const AttentionArgs& args,
                              const std::vector<AttentionSequence>& sequences) {
-  const int64_t keys = chunk_keys(args);
   std::vector<Unit> units;
   for (const AttentionSequence& sequence : sequences) {
     const int64_t rows = int64_t{sequence.seqlen_q} * (args.heads_q / args.heads_k);
+    const int64_t keys = chunk_keys(args, rows);
     const int64_t chunks = std::max<int64_t>(1, (sequence.seqlen_k + keys - 1) / keys);
     for (int32_t head = 0; head < args.heads_k; ++head) {
       units.push_back({sequence, head, rows, chunks});
@@ -272,20 +272,22 @@ std::vector<Unit> list_units(const AttentionArgs& args,
 // Runs the chunks of units [first, last) side by side, then adds up their shares of dq.
 void run_wave(const AttentionBackwardArgs& args, const Unit* first, const Unit* last,
               int64_t share_floats) {
-  const int64_t keys = chunk_keys(args.forward), head_dim = args.forward.head_dim;
+  const int64_t head_dim = args.forward.head_dim;
   const Scratch<float> share_buffer(share_floats);
   float* share = share_buffer.get();
   std::vector<AttentionChunk> chunks;
   std::vector<AttentionShares> shares;
-  int64_t most_keys = 0;
+  int64_t bytes = 0;
   double work = 0;
   for (const Unit* unit = first; unit != last; ++unit) {
     const int64_t stride = unit->share_floats(head_dim);
+    const int64_t keys = chunk_keys(args.forward, unit->rows);
+    const int64_t most_keys = std::min<int64_t>(keys, unit->sequence.seqlen_k);
+    bytes = std::max(bytes, MMKERN_PICK(attention_backward_scratch)(args, most_keys, unit->rows));
     for (int64_t c = 0; c < unit->chunks; ++c) {
       const int64_t end = std::min<int64_t>((c + 1) * keys, unit->sequence.seqlen_k);
       float* const own = unit->chunks > 1 ? share + c * stride : nullptr;
       chunks.push_back({unit->sequence, unit->head_k, c * keys, end, own});
-      most_keys = std::max(most_keys, end - c * keys);
       work += static_cast<double>(unit->rows + 1) * (end - c * keys) + unit->rows;
     }
     for (int64_t row = 0; unit->chunks > 1 && row < unit->rows; row += kTileRows) {
@@ -295,7 +297,6 @@ void run_wave(const AttentionBackwardArgs& args, const Unit* first, const Unit* 
     share += unit->chunks * stride;
   }
   work *= (head_dim + args.forward.head_dim_v) / 16.0 / static_cast<double>(chunks.size());
-  const int64_t bytes = MMKERN_PICK(attention_backward_scratch)(args, most_keys);
   parallel_dynamic(chunks.size(), static_cast<int64_t>(work), 1, [&](const auto& next) {
     const Scratch<char> scratch(bytes);
     for (int64_t begin, end; next(begin, end);) {
