@@ -49,10 +49,8 @@ struct ForwardScratch {
     queries = arena.take<Cell<T>>(blocks * query_cells);
     sums = arena.take<float>(blocks * sum_cells);
     scores = arena.take<float>(key_block * kBlockRows);
-    // float keys and values are read where they are
-    const bool packs = !__is_same(T, float);
-    keys = arena.take<Cell<T>>(packs ? key_block * cells<Cell<T>>(args.head_dim) : 0);
-    values = arena.take<Cell<T>>(packs ? cells<Cell<T>>(key_block) * args.head_dim_v : 0);
+    keys = arena.take<Cell<T>>(key_block * cells<Cell<T>>(args.head_dim));
+    values = arena.take<Cell<T>>(cells<Cell<T>>(key_block) * args.head_dim_v);
     bytes = arena.used;
   }
 
@@ -70,6 +68,8 @@ struct KeyBlock {
   Rows<Cell<T>, Unit, int64_t> values;  // row = element of head_dim_v, step = cell of keys
 };
 
+// Packed in float too, though no value changes: rows that lie a power of two apart, as those of one
+// head often do, share a few sets of the cache, and walks across them would miss it.
 template <class T>
 KeyBlock<T> key_block(const AttentionArgs& args, const AttentionTask& task,
                       const ForwardScratch<T>& scratch, int64_t begin, int64_t count) {
@@ -77,28 +77,23 @@ KeyBlock<T> key_block(const AttentionArgs& args, const AttentionTask& task,
   const auto row = [&](const AttentionTensor& t, int64_t key) {
     return row_of<T>(t, sequence.batch, sequence.k_begin + begin + key, task.head_k);
   };
-  if constexpr (__is_same(T, float)) {
-    return {begin, count, Rows{row(args.k, 0), args.k.row_stride, Unit{}},
-            Rows{row(args.v, 0), Unit{}, args.v.row_stride}};
-  } else {
-    using C = Cell<T>;
-    const int64_t width = cells<C>(args.head_dim);
-    for (int64_t i = 0; i < count; ++i) {
-      if (i + kPrefetchRows < count) prefetch(row(args.k, i + kPrefetchRows), args.head_dim);
-      pack_row(row(args.k, i), args.head_dim, scratch.keys + i * width);
-    }
-    for (int64_t i = 0; i < count; i += kDepth<C>) {
-      if (i + kPrefetchRows < count) {
-        prefetch(row(args.v, i + kPrefetchRows), args.head_dim_v);
-        prefetch(row(args.v, i + kPrefetchRows + 1), args.head_dim_v);
-      }
-      const T* odd = kDepth<C> == 2 && i + 1 < count ? row(args.v, i + 1) : nullptr;
-      pack_across_rows(row(args.v, i), odd, args.head_dim_v,
-                       scratch.values + i / kDepth<C> * args.head_dim_v);
-    }
-    return {begin, count, Rows{static_cast<const C*>(scratch.keys), width, Unit{}},
-            Rows{static_cast<const C*>(scratch.values), Unit{}, int64_t{args.head_dim_v}}};
+  using C = Cell<T>;
+  const int64_t width = cells<C>(args.head_dim);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kPrefetchRows < count) prefetch(row(args.k, i + kPrefetchRows), args.head_dim);
+    pack_row(row(args.k, i), args.head_dim, scratch.keys + i * width);
   }
+  for (int64_t i = 0; i < count; i += kDepth<C>) {
+    if (i + kPrefetchRows < count) {
+      prefetch(row(args.v, i + kPrefetchRows), args.head_dim_v);
+      prefetch(row(args.v, i + kPrefetchRows + 1), args.head_dim_v);
+    }
+    const T* odd = kDepth<C> == 2 && i + 1 < count ? row(args.v, i + 1) : nullptr;
+    pack_across_rows(row(args.v, i), odd, args.head_dim_v,
+                     scratch.values + i / kDepth<C> * args.head_dim_v);
+  }
+  return {begin, count, Rows{static_cast<const C*>(scratch.keys), width, Unit{}},
+          Rows{static_cast<const C*>(scratch.values), Unit{}, int64_t{args.head_dim_v}}};
 }
 
 struct StoreScores {

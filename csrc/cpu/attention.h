@@ -49,8 +49,8 @@ struct AttentionTask {
   int64_t row_begin, row_end;
 };
 
-// The keys [key_begin, key_end) for all rows of a (sequence, key head) that has few rows. Which keys
-// a split has depends on the sequence alone, and so do the bits of the result.
+// The keys [key_begin, key_end) for all rows of a (sequence, key head) that has few rows. Which
+// keys a split has depends on the sequence alone, and so do the bits of the result.
 struct AttentionSplit {
   AttentionSequence sequence;
   int32_t head_k;

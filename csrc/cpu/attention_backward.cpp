@@ -92,8 +92,7 @@ void normalize(int64_t count, float scale, float* scores, const float* dweights,
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
         const int64_t at = (i * NV + j) * kLanes;
-        const vf weight =
-            exp2_weight<kWeightDegree<C>>(load(scores + at) - top[j], scale * kLog2E);
+        const vf weight = exp2_weight<kWeightDegree<C>>(load(scores + at) - top[j], scale * kLog2E);
         store(scores + at, weight);
         part[j] += weight;
         part_sum[j] = fma(weight, load(dweights + at), part_sum[j]);

@@ -72,8 +72,8 @@ MMKERN_INLINE vf sum_each(vf (&v)[kLanes]) {
 }
 
 // K Q^T of R rows. Scores past `count`, in the last vector, are those of the last key again. Four
-// keys are read at a time, not kLanes: one reads neighbouring lines, and rows that lie a multiple of
-// 4 KiB apart do not drive each other out of the cache.
+// keys are read at a time, not kLanes: one reads neighbouring lines, and rows that lie a multiple
+// of 4 KiB apart do not drive each other out of the cache.
 template <class T, int R>
 __attribute__((noinline)) void score(const Chunk<T>* queries, int64_t query_chunks, Table<T> keys,
                                      int64_t count, int64_t n, float* scores) {
@@ -308,8 +308,8 @@ void attend(const AttentionArgs& args, const AttentionSplit& task, const DecodeS
   hide<R>(args, sequence, position, keys.begin, count, vectors, scratch.scores);
   weigh<T, R>(scratch.scores, vectors, __builtin_fabsf(args.scale) * kLog2E, result.largest + r,
               result.total + r);
-  add_values<T, R>(reinterpret_cast<const Cell<T>*>(scratch.scores), values, count,
-                   args.head_dim_v, result.sums + r * result.pitch, result.pitch);
+  add_values<T, R>(reinterpret_cast<const Cell<T>*>(scratch.scores), values, count, args.head_dim_v,
+                   result.sums + r * result.pitch, result.pitch);
 }
 
 template <class T>
