@@ -239,9 +239,9 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   return {out, lse};
 }
 
-// Keys of a chunk of the backward. Each chunk prepares all rows anew (1024 keys instead of 256: 1.15
-// times the speed in bf16 at head_dim 128), but few heads need chunks to occupy the threads. Few
-// rows are the more accurate the more of their keys are in one place.
+// Keys of a chunk of the backward. Each chunk prepares all rows anew (1024 keys instead of
+// 256: 1.15 times the speed in bf16 at head_dim 128), but few heads need chunks to occupy the
+// threads. Few rows are the more accurate the more of their keys are in one place.
 int64_t chunk_keys(const AttentionArgs& args, int64_t rows) {
   if (rows <= kFewRows) return 4096;
   const int64_t widest = std::max({args.head_dim, args.head_dim_v, 1});
