@@ -193,6 +193,16 @@ ATTENTION = [
         return_lse=True,
     ),
     _attention("scale", (1, 20, 2, 32), (1, 20, 2, 32), scale=0.7),
+    _attention("peaked", (1, 70, 2, 64), (1, 300, 2, 64), scale=1.0, return_lse=True),
+    _attention(
+        "few_rows_window",
+        (2, 3, 8, 72),
+        (2, 1100, 2, 72),
+        (2, 1100, 2, 40),
+        window=(700, 1),
+        key_padding_mask=T((2, 1100), kind="mask"),
+        return_lse=True,
+    ),
     _attention("expanded_batch", (3, 17, 2, 32), (3, 17, 2, 32), layout="expanded"),
     _attention("one_token", (1, 1, 1, 8), (1, 1, 1, 8)),
     _packed("packed", (5, 64, 1, 33), (5, 64, 1, 33), (3, 3), 72),
@@ -200,6 +210,7 @@ ATTENTION = [
     _packed("packed_window", (40, 90), (40, 90), (2, 1), 32, window=(10, 0), return_lse=True),
     _packed("packed_qkv_view", (12, 20, 7), (12, 20, 7), (2, 2), 80, layout="qkv"),
     _packed("packed_dv", (12, 20), (30, 7), (4, 4), 48, 24),
+    _packed("packed_few_rows", (1, 20, 3), (600, 20, 70), (4, 2), 64, causal=True),
     _packed("packed_long", (300, 70), (300, 70), (2, 2), 16),
 ]
 

@@ -65,7 +65,7 @@ def packed_cases(draw):
     pairs = draw(
         st.lists(st.tuples(st.integers(0, 80), st.integers(0, 80)), min_size=1, max_size=6)
     )
-    heads_k, group, dim = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 96))
+    heads_k, group, dim = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(8, 96))
     cu_q, cu_k = ([sum(p[i] for p in pairs[:n]) for n in range(len(pairs) + 1)] for i in (0, 1))
     args = {
         "q": T((cu_q[-1], heads_k * group, dim)),

@@ -15,7 +15,6 @@ namespace {
 // Keys per block. Scores of one block of rows (kKeyBlock x 64 floats) stay in L2 beside the packed
 // keys and values. Other lengths were not measured here.
 constexpr int64_t kKeyBlock = 256;
-constexpr int64_t kSumRows = 16;
 constexpr int64_t kPrefetchRows = 32;
 
 // One block of rows of the tile and what it has summed up so far.
@@ -50,10 +49,8 @@ struct ForwardScratch {
     queries = arena.take<Cell<T>>(blocks * query_cells);
     sums = arena.take<float>(blocks * sum_cells);
     scores = arena.take<float>(key_block * kBlockRows);
-    // float keys and values are read where they are
-    const bool packs = !__is_same(T, float);
-    keys = arena.take<Cell<T>>(packs ? key_block * cells<Cell<T>>(args.head_dim) : 0);
-    values = arena.take<Cell<T>>(packs ? cells<Cell<T>>(key_block) * args.head_dim_v : 0);
+    keys = arena.take<Cell<T>>(key_block * cells<Cell<T>>(args.head_dim));
+    values = arena.take<Cell<T>>(cells<Cell<T>>(key_block) * args.head_dim_v);
     bytes = arena.used;
   }
 
@@ -71,6 +68,8 @@ struct KeyBlock {
   Rows<Cell<T>, Unit, int64_t> values;  // row = element of head_dim_v, step = cell of keys
 };
 
+// Packed in float too, though no value changes: rows that lie a power of two apart, as those of one
+// head often do, share a few sets of the cache, and walks across them would miss it.
 template <class T>
 KeyBlock<T> key_block(const AttentionArgs& args, const AttentionTask& task,
                       const ForwardScratch<T>& scratch, int64_t begin, int64_t count) {
@@ -78,28 +77,23 @@ KeyBlock<T> key_block(const AttentionArgs& args, const AttentionTask& task,
   const auto row = [&](const AttentionTensor& t, int64_t key) {
     return row_of<T>(t, sequence.batch, sequence.k_begin + begin + key, task.head_k);
   };
-  if constexpr (__is_same(T, float)) {
-    return {begin, count, Rows{row(args.k, 0), args.k.row_stride, Unit{}},
-            Rows{row(args.v, 0), Unit{}, args.v.row_stride}};
-  } else {
-    using C = Cell<T>;
-    const int64_t width = cells<C>(args.head_dim);
-    for (int64_t i = 0; i < count; ++i) {
-      if (i + kPrefetchRows < count) prefetch(row(args.k, i + kPrefetchRows), args.head_dim);
-      pack_row(row(args.k, i), args.head_dim, scratch.keys + i * width);
-    }
-    for (int64_t i = 0; i < count; i += kDepth<C>) {
-      if (i + kPrefetchRows < count) {
-        prefetch(row(args.v, i + kPrefetchRows), args.head_dim_v);
-        prefetch(row(args.v, i + kPrefetchRows + 1), args.head_dim_v);
-      }
-      const T* odd = kDepth<C> == 2 && i + 1 < count ? row(args.v, i + 1) : nullptr;
-      pack_across_rows(row(args.v, i), odd, args.head_dim_v,
-                       scratch.values + i / kDepth<C> * args.head_dim_v);
-    }
-    return {begin, count, Rows{static_cast<const C*>(scratch.keys), width, Unit{}},
-            Rows{static_cast<const C*>(scratch.values), Unit{}, int64_t{args.head_dim_v}}};
+  using C = Cell<T>;
+  const int64_t width = cells<C>(args.head_dim);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kPrefetchRows < count) prefetch(row(args.k, i + kPrefetchRows), args.head_dim);
+    pack_row(row(args.k, i), args.head_dim, scratch.keys + i * width);
   }
+  for (int64_t i = 0; i < count; i += kDepth<C>) {
+    if (i + kPrefetchRows < count) {
+      prefetch(row(args.v, i + kPrefetchRows), args.head_dim_v);
+      prefetch(row(args.v, i + kPrefetchRows + 1), args.head_dim_v);
+    }
+    const T* odd = kDepth<C> == 2 && i + 1 < count ? row(args.v, i + 1) : nullptr;
+    pack_across_rows(row(args.v, i), odd, args.head_dim_v,
+                     scratch.values + i / kDepth<C> * args.head_dim_v);
+  }
+  return {begin, count, Rows{static_cast<const C*>(scratch.keys), width, Unit{}},
+          Rows{static_cast<const C*>(scratch.values), Unit{}, int64_t{args.head_dim_v}}};
 }
 
 struct StoreScores {
@@ -143,8 +137,7 @@ struct AddWeightedValues {
 
 // Replaces `count` rows of scores by their weights, as cells of the key dimension, in place (the
 // cells of a row never lie behind the scores that they come from), and adds the weights up.
-// The difference comes before the scale, so that the largest score weighs exactly 1. One chain of
-// sums over all keys would double the error of the log-sum-exp: they are added kSumRows at a time.
+// The difference comes before the scale, so that the largest score weighs exactly 1.
 template <class C, int NV>
 __attribute__((noinline)) void weigh(float* scores, int64_t count, float scale, const vf* largest,
                                      vf* total) {
@@ -152,7 +145,7 @@ __attribute__((noinline)) void weigh(float* scores, int64_t count, float scale, 
   for (int j = 0; j < NV; ++j) top[j] = largest[j];
   const auto weight = [&](int64_t row, int j) MMKERN_BODY {
     const vf score = load(scores + (row * NV + j) * kLanes);
-    return exp2_weight<kWeightDegree<C>>((score - top[j]) * scale);
+    return exp2_weight<kWeightDegree<C>>(score - top[j], scale);
   };
   for (int64_t begin = 0; begin < count; begin += kSumRows) {
     const int64_t end = least(begin + kSumRows, count);
@@ -184,7 +177,7 @@ MMKERN_INLINE void rescale(vf* largest, float scale, vf* state_largest, vf* tota
     const vf top = max(state_largest[j], largest[j]);
     // of a row without keys so far, 0: -inf - 0 weighs 0, while -inf + inf would be NaN
     largest[j] = select(top == -kInfinity, zero(), top);
-    alpha[j] = exp2_weight<6>((state_largest[j] - largest[j]) * scale);
+    alpha[j] = exp2_weight<6>(state_largest[j] - largest[j], scale);
     state_largest[j] = top;
     total[j] *= alpha[j];
   }

@@ -49,6 +49,26 @@ struct AttentionTask {
   int64_t row_begin, row_end;
 };
 
+// The keys [key_begin, key_end) for all rows of a (sequence, key head) that has few rows. Which
+// keys a split has depends on the sequence alone, and so do the bits of the result.
+struct AttentionSplit {
+  AttentionSequence sequence;
+  int32_t head_k;
+  int64_t rows;
+  int64_t key_begin, key_end;
+  float* result;  // attention_decode_result() floats
+};
+
+// All splits of a (sequence, key head), their results `stride` floats apart; joining them
+// overwrites these.
+struct AttentionSplits {
+  AttentionSequence sequence;
+  int32_t head_k;
+  int64_t rows, splits;
+  float* first;
+  int64_t stride;
+};
+
 // The backward walks over the queries once for each chunk of keys, whose gradients it keeps. A
 // chunk adds its share of dq to the shares of others in a second step, in order: the bits depend on
 // the length of a chunk, which depends on the head dims alone, and not on who computes it when.
@@ -57,6 +77,10 @@ struct AttentionBackwardArgs {
   AttentionTensor grad_out, dq, dk, dv;
   const float* grad_lse;  // laid out as lse; null: none
 };
+
+// Rows of a (sequence, key head) that are few: their keys are split in the forward, and in the
+// backward come in long chunks.
+inline constexpr int64_t kFewRows = 16;
 
 // One chunk of the keys of a (sequence, key head).
 struct AttentionChunk {
@@ -81,9 +105,16 @@ MMKERN_KERNEL(int64_t, attention_forward_scratch,
 MMKERN_KERNEL(void, attention_forward,
               (const AttentionArgs& args, const AttentionTask& task, void* scratch))
 
-// Bytes of scratch for chunks of at most `keys` keys.
+// Bytes of scratch for splits of at most `keys` keys, and floats of the result of `rows` rows.
+MMKERN_KERNEL(int64_t, attention_decode_scratch, (const AttentionArgs& args, int64_t keys))
+MMKERN_KERNEL(int64_t, attention_decode_result, (const AttentionArgs& args, int64_t rows))
+MMKERN_KERNEL(void, attention_decode,
+              (const AttentionArgs& args, const AttentionSplit& split, void* scratch))
+MMKERN_KERNEL(void, attention_combine, (const AttentionArgs& args, const AttentionSplits& splits))
+
+// Bytes of scratch for a chunk of `keys` keys of a (sequence, key head) with `rows` rows.
 MMKERN_KERNEL(int64_t, attention_backward_scratch,
-              (const AttentionBackwardArgs& args, int64_t keys))
+              (const AttentionBackwardArgs& args, int64_t keys, int64_t rows))
 MMKERN_KERNEL(void, attention_backward,
               (const AttentionBackwardArgs& args, const AttentionChunk& chunk, void* scratch))
 MMKERN_KERNEL(void, attention_add_shares,

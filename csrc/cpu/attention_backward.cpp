@@ -68,7 +68,7 @@ void add_product(int64_t rows, A a, const C* b, int64_t columns, int64_t depth, 
 // product too, and that key weighs 1.
 template <class C>
 MMKERN_INLINE vf weight_of(vf score, float scale, vf lse) {
-  return exp2_weight<kWeightDegree<C>>((rounded(score * scale) - lse) * kLog2E);
+  return exp2_weight<kWeightDegree<C>>(rounded(score * scale) - lse, kLog2E);
 }
 
 // Where a block of keys is all that the rows see: replaces scores by weights, and returns what they
@@ -76,18 +76,29 @@ MMKERN_INLINE vf weight_of(vf score, float scale, vf lse) {
 // cancels the rounding of lse and of dweights, which shows where few keys have all the weight: the
 // gradient of q of the packed_window case had 5 times eager's error with lse and rowsum(dO * O).
 template <class C, int NV>
-void normalize(int64_t count, float scale, const vf* lse, float* scores, const float* dweights,
-               vf* delta, vf* inverse) {
-  vf total[NV] = {}, sum[NV] = {};
+void normalize(int64_t count, float scale, float* scores, const float* dweights, vf* delta,
+               vf* inverse) {
+  vf top[NV];
+  for (int j = 0; j < NV; ++j) top[j] = set1(-kInfinity);
   for (int64_t i = 0; i < count; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      const int64_t at = (i * NV + j) * kLanes;
-      const vf weight = weight_of<C>(load(scores + at), scale, lse[j]);
-      store(scores + at, weight);
-      total[j] += weight;
-      sum[j] = fma(weight, load(dweights + at), sum[j]);
+    for (int j = 0; j < NV; ++j) top[j] = max(top[j], load(scores + (i * NV + j) * kLanes));
+  }
+  for (int j = 0; j < NV; ++j) top[j] = select(top[j] == -kInfinity, zero(), top[j]);
+  vf total[NV] = {}, sum[NV] = {};
+  for (int64_t begin = 0; begin < count; begin += kSumRows) {
+    vf part[NV] = {}, part_sum[NV] = {};
+    for (int64_t i = begin; i < least(begin + kSumRows, count); ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        const int64_t at = (i * NV + j) * kLanes;
+        const vf weight = exp2_weight<kWeightDegree<C>>(load(scores + at) - top[j], scale * kLog2E);
+        store(scores + at, weight);
+        part[j] += weight;
+        part_sum[j] = fma(weight, load(dweights + at), part_sum[j]);
+      }
     }
+    for (int j = 0; j < NV; ++j) total[j] += part[j], sum[j] += part_sum[j];
   }
   for (int j = 0; j < NV; ++j) {
     inverse[j] = 1.0f / select(total[j] == 0.0f, set1(1.0f), total[j]);
@@ -164,8 +175,8 @@ void add_key_block(const AttentionArgs& args, const AttentionChunk& chunk,
   };
   vf factor[NV];
   if (whole) {
-    normalize<C, NV>(steps * kDepth<C>, scale, scratch.lse, scratch.scores, scratch.dweights,
-                     scratch.delta, factor);
+    normalize<C, NV>(steps * kDepth<C>, scale, scratch.scores, scratch.dweights, scratch.delta,
+                     factor);
     differentiated([&](vf weight, int j) MMKERN_BODY { return weight * factor[j]; });
   } else {
     for (int j = 0; j < NV; ++j) factor[j] = scratch.lse[j];
@@ -218,7 +229,9 @@ void run_chunk(const AttentionBackwardArgs& backward, const AttentionChunk& chun
   const AttentionArgs& args = backward.forward;
   const AttentionSequence& sequence = chunk.sequence;
   const int64_t chunk_keys = chunk.key_end - chunk.key_begin;
-  const BackwardScratch<T> scratch(backward, buffer, chunk_keys);
+  const int64_t row_count = int64_t{sequence.seqlen_q} * (args.heads_q / args.heads_k);
+  const int64_t key_block = backward_key_block(chunk_keys, row_count);
+  const BackwardScratch<T> scratch(backward, buffer, chunk_keys, row_count);
   __builtin_memset(scratch.dk, 0, chunk_keys * scratch.width * sizeof(float));
   __builtin_memset(scratch.dv, 0, chunk_keys * scratch.width_v * sizeof(float));
   const int64_t row_cells = cells<Cell<T>>(kBlockRows);
@@ -227,20 +240,19 @@ void run_chunk(const AttentionBackwardArgs& backward, const AttentionChunk& chun
   const ChunkOperands<T> operands = chunk_operands<T>(args, chunk, scratch);
 
   const KeyRange keys = unpadded_keys(args, sequence);
-  const int64_t row_count = int64_t{sequence.seqlen_q} * (args.heads_q / args.heads_k);
   for (int64_t row = 0; row < row_count; row += kBlockRows) {
     fill_block(args, sequence, chunk.head_k, row, row_count, *scratch.rows);
     const RowBlock& rows = *scratch.rows;
     const KeyRange all = visible_keys(args, keys, rows.first_position, rows.last_position);
     const int64_t begin = greatest(all.begin, chunk.key_begin) - chunk.key_begin;
     const int64_t end = least(all.end, chunk.key_end) - chunk.key_begin;
-    const int64_t start = begin / kBackwardKeys * kBackwardKeys;
+    const int64_t start = begin / key_block * key_block;
     const bool whole = all.begin == begin + chunk.key_begin && all.end == end + chunk.key_begin &&
-                       end - start <= kBackwardKeys;
+                       end - start <= key_block;
     with_vectors(rows.vectors, [&]<int NV>() {
       if (begin < end) begin_rows<T, NV>(backward, sequence, scratch, whole);
-      for (int64_t at = start; begin < end && at < end; at += kBackwardKeys) {
-        add_key_block<T, NV>(args, chunk, scratch, operands, at, least(kBackwardKeys, end - at),
+      for (int64_t at = start; begin < end && at < end; at += key_block) {
+        add_key_block<T, NV>(args, chunk, scratch, operands, at, least(key_block, end - at),
                              at == start, whole);
       }
       finish_rows<T, NV>(backward, chunk, scratch, row, begin < end);
@@ -280,9 +292,9 @@ void add_shares(const AttentionBackwardArgs& backward, const AttentionShares& sh
 
 }  // namespace
 
-int64_t attention_backward_scratch(const AttentionBackwardArgs& args, int64_t keys) {
+int64_t attention_backward_scratch(const AttentionBackwardArgs& args, int64_t keys, int64_t rows) {
   return with_dtype(args.forward.dtype, [&](auto element) {
-    return BackwardScratch<decltype(element)>(args, nullptr, keys).bytes;
+    return BackwardScratch<decltype(element)>(args, nullptr, keys, rows).bytes;
   });
 }
 

@@ -6,8 +6,12 @@
 
 namespace mmkern::MMKERN_ISA {
 
-// Keys per block: its scores and their gradients stay in L2, and mostly in L1.
+// Keys per block: its scores and their gradients stay in L2, and mostly in L1. Of few rows the
+// chunk is one block, so that their weights can be normalised (see normalize).
 inline constexpr int64_t kBackwardKeys = 128;
+MMKERN_INLINE int64_t backward_key_block(int64_t chunk, int64_t rows) {
+  return rows <= kFewRows ? greatest<int64_t>(chunk, 1) : kBackwardKeys;
+}
 
 MMKERN_INLINE int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
 
@@ -26,15 +30,15 @@ struct BackwardScratch {
   float* dq;                 // dQ^T
   int64_t bytes;
 
-  BackwardScratch(const AttentionBackwardArgs& backward, void* buffer, int64_t chunk) {
+  BackwardScratch(const AttentionBackwardArgs& backward, void* buffer, int64_t chunk,
+                  int64_t row_count) {
     const AttentionArgs& args = backward.forward;
     Arena arena{static_cast<char*>(buffer)};
-    constexpr bool kPacks = !__is_same(T, float);
     const int64_t cells_qk = cells<C>(args.head_dim), cells_v = cells<C>(args.head_dim_v);
     width = whole_vectors(args.head_dim) * kLanes;
     width_v = whole_vectors(args.head_dim_v) * kLanes;
-    keys = arena.take<C>(kPacks ? chunk * cells_qk : 0);
-    values = arena.take<C>(kPacks ? chunk * cells_v : 0);
+    keys = arena.take<C>(chunk * cells_qk);
+    values = arena.take<C>(chunk * cells_v);
     keys_across = arena.take<C>(kDepth<C> == 2 ? cells<C>(chunk) * args.head_dim : 0);
     dk = arena.take<float>(chunk * width);
     dv = arena.take<float>(chunk * width_v);
@@ -45,10 +49,12 @@ struct BackwardScratch {
     grads_across = arena.take<C>(cells<C>(kBlockRows) * width_v);
     lse = arena.take<vf>(kTileVectors);
     delta = arena.take<vf>(kTileVectors);
-    const int64_t key_block = least<int64_t>(kBackwardKeys, chunk + chunk % 2);
-    scores = arena.take<float>(key_block * kBlockRows);
-    dweights = arena.take<float>(key_block * kBlockRows);
-    dscores_across = arena.take<C>(kDepth<C> == 2 ? cells<C>(key_block) * kBlockRows : 0);
+    const int64_t key_block = least(backward_key_block(chunk, row_count), chunk);
+    const int64_t lanes = row_count <= kFewRows ? least<int64_t>(kBlockRows, 16) : kBlockRows;
+    const int64_t score_count = (key_block + key_block % 2) * lanes;
+    scores = arena.take<float>(score_count);
+    dweights = arena.take<float>(score_count);
+    dscores_across = arena.take<C>(kDepth<C> == 2 ? score_count / 2 : 0);
     outputs_t = arena.take<C>(cells_v * kBlockRows);
     dq = arena.take<float>(int64_t{args.head_dim} * kBlockRows);
     bytes = arena.used;
@@ -70,26 +76,20 @@ ChunkOperands<T> chunk_operands(const AttentionArgs& args, const AttentionChunk&
     return row_of<T>(t, chunk.sequence.batch, chunk.sequence.k_begin + chunk.key_begin + key,
                      chunk.head_k);
   };
-  if constexpr (__is_same(T, float)) {
-    return {{row(args.k, 0), args.k.row_stride, {}},
-            {row(args.v, 0), args.v.row_stride, {}},
-            {row(args.k, 0), {}, args.k.row_stride}};
-  } else {
-    const int64_t n = args.head_dim, n_v = args.head_dim_v;
-    const int64_t count = chunk.key_end - chunk.key_begin;
-    for (int64_t i = 0; i < count; ++i) {
-      pack_row(row(args.k, i), n, scratch.keys + i * cells<C>(n));
-      pack_row(row(args.v, i), n_v, scratch.values + i * cells<C>(n_v));
-    }
-    const Rows<C, int64_t, Unit> keys{scratch.keys, cells<C>(n), {}};
-    const Rows<C, int64_t, Unit> values{scratch.values, cells<C>(n_v), {}};
-    if constexpr (kDepth<C> == 1) return {keys, values, {scratch.keys, {}, n}};
-    for (int64_t i = 0; i < count; i += kDepth<C>) {
-      pack_across_rows(row(args.k, i), i + 1 < count ? row(args.k, i + 1) : nullptr, n,
-                       scratch.keys_across + i / kDepth<C> * n);
-    }
-    return {keys, values, {scratch.keys_across, {}, n}};
+  const int64_t n = args.head_dim, n_v = args.head_dim_v;
+  const int64_t count = chunk.key_end - chunk.key_begin;
+  for (int64_t i = 0; i < count; ++i) {
+    pack_row(row(args.k, i), n, scratch.keys + i * cells<C>(n));
+    pack_row(row(args.v, i), n_v, scratch.values + i * cells<C>(n_v));
   }
+  const Rows<C, int64_t, Unit> keys{scratch.keys, cells<C>(n), {}};
+  const Rows<C, int64_t, Unit> values{scratch.values, cells<C>(n_v), {}};
+  if constexpr (kDepth<C> == 1) return {keys, values, {scratch.keys, {}, n}};
+  for (int64_t i = 0; i < count; i += kDepth<C>) {
+    pack_across_rows(row(args.k, i), i + 1 < count ? row(args.k, i + 1) : nullptr, n,
+                     scratch.keys_across + i / kDepth<C> * n);
+  }
+  return {keys, values, {scratch.keys_across, {}, n}};
 }
 
 // ---- a block of rows ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kInfinity = __builtin_inff();
 
 template <class X>
-MMKERN_INLINE X greatest(X a, X b) {
+MMKERN_INLINE constexpr X greatest(X a, X b) {
   return a > b ? a : b;
 }
 
@@ -144,11 +144,12 @@ MMKERN_INLINE ScoreMask score_mask(const AttentionArgs& args, const AttentionSeq
 
 // ---- exponentials -------------------------------------------------------------------------------
 
-// 2^x for x <= 0 (and a little above); 2^-inf is exactly 0, as are denormals without AVX-512, and
-// NaN stays NaN. Relative error of the
-// minimax polynomials: degree 4 3.6e-6, for weights that are rounded to bf16; degree 6 2.6e-9.
+// 2^(x * scale) for products <= 0 (and a little above) and scale > 0; 2^-inf is exactly 0, as are
+// denormals without AVX-512, and NaN stays NaN. The product is not rounded before its fraction is
+// taken. Relative error of the minimax polynomials: degree 4 3.6e-6, for weights that are rounded
+// to bf16; degree 6 2.6e-9.
 template <int kDegree>
-MMKERN_INLINE vf exp2_weight(vf x) {
+MMKERN_INLINE vf exp2_weight(vf x, float scale) {
 #if defined(__AVX512F__)
   constexpr float kLowest = -200.0f;
   constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23 leaves no room for a fraction
@@ -156,10 +157,10 @@ MMKERN_INLINE vf exp2_weight(vf x) {
   constexpr float kLowest = -127.0f;
   constexpr float kRounding = 12582912.0f + 127.0f;  // and the low bits are the biased exponent
 #endif
-  x = max(set1(kLowest), x);
-  const vf shifted = x + kRounding;
+  x = max(set1(greatest(kLowest / scale, -__FLT_MAX__)), x);
+  const vf shifted = fma(x, set1(scale), set1(kRounding));
   const vf n = shifted - kRounding;
-  const vf f = x - n;
+  const vf f = fma(x, set1(scale), -n);
   vf p;
   if constexpr (kDegree == 4) {
     p = fma(set1(9.782912553e-3f), f, set1(5.597688363e-2f));
@@ -254,6 +255,10 @@ MMKERN_INLINE void unpack_lanes(const float* sums, int64_t n, const RowBlock& bl
     }
   }
 }
+
+// Weights that one chain of additions sums up. A single one over all keys would double the error of
+// the log-sum-exp.
+inline constexpr int64_t kSumRows = 16;
 
 // Calls body.template operator()<NV>() for the block's number of vectors.
 template <class Body>

@@ -30,7 +30,7 @@ void sum_tasks(const ColumnSumArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t outer = task / blocks;
     const int64_t c0 = task % blocks * kColumnSumColumns;
-    const int64_t n = least(kColumnSumColumns, args.columns - c0);
+    const int64_t n = least<int64_t>(kColumnSumColumns, args.columns - c0);
     const int64_t offset = outer * args.columns + c0;
     if (args.out_is_float32) {
       sum_block<T>(args, outer, c0, n, static_cast<float*>(args.out) + offset);

@@ -88,7 +88,7 @@ struct ByRow {
     for (int64_t j = 0; j < nj; j += kLanes) {
       const T* rows[kLanes];
       for (int64_t r = 0; r < kLanes; ++r) {
-        rows[r] = source.row(j0 + least(j + r, nj - 1), k0, nk, room);
+        rows[r] = source.row(j0 + least<int64_t>(j + r, nj - 1), k0, nk, room);
       }
       C* out = to + j / kTileCols * kTileCols * steps + j % kTileCols;
       for (int64_t s = 0; s < steps; s += kLanes, out += kLanes * kTileCols) {
@@ -153,7 +153,7 @@ struct ByDepth {
       const bool paired = kDepth<C> == 2 && k + 1 < nk;
       const T* odd = paired ? source.row(k0 + k + 1, c0, nc, room + nc) : nullptr;
       for (int64_t c = 0; c < nc; c += panel) {
-        pack_across_rows(even + c, paired ? odd + c : nullptr, least(panel, nc - c),
+        pack_across_rows(even + c, paired ? odd + c : nullptr, least<int64_t>(panel, nc - c),
                          to + c * steps + s * panel);
       }
     }
@@ -189,16 +189,17 @@ void gemm_pack(const GemmPlan& plan, const GemmTask& task, const A& a, const B& 
   T* const gathered = reinterpret_cast<T*>(scratch + plan.gathered);
   if (plan.wide) {
     const int64_t i = task.index * kGemmRowUnit;
-    return a.pack_a(task.begin + i, least(kGemmRowUnit, task.count - i), 0, plan.depth,
+    return a.pack_a(task.begin + i, least<int64_t>(kGemmRowUnit, task.count - i), 0, plan.depth,
                     packed + task.index * packed_unit(plan), gathered);
   }
   const int64_t begin = task.index * kGemmColumnUnit;
-  const int64_t end = least(begin + kGemmColumnUnit, task.count);
+  const int64_t end = least<int64_t>(begin + kGemmColumnUnit, task.count);
   for (int64_t j = begin; j < end; j += kTileCols) {
     C* const panel = packed + j * cells<C>(plan.depth);
     for (int64_t k0 = 0; k0 < plan.depth; k0 += kDepthBlock<T>) {
-      b.pack_b(task.begin + j, least(kTileCols, end - j), k0,
-               least(kDepthBlock<T>, plan.depth - k0), panel + cells<C>(k0) * kTileCols, gathered);
+      b.pack_b(task.begin + j, least<int64_t>(kTileCols, end - j), k0,
+               least<int64_t>(kDepthBlock<T>, plan.depth - k0), panel + cells<C>(k0) * kTileCols,
+               gathered);
     }
   }
 }
@@ -216,13 +217,13 @@ struct BlockProduct {
   // go to the store.
   template <class ARows, class Beside>
   void add(int64_t k0, ARows a, const C* panel, const Beside& beside) const {
-    const int64_t nk = least(kDepthBlock<T>, plan.depth - k0);
+    const int64_t nk = least<int64_t>(kDepthBlock<T>, plan.depth - k0);
     const int64_t vectors = round_to(columns, kLanes) / kLanes;
     const int64_t chain = longest_chain<T>(plan.depth);
     const bool last = k0 + nk == plan.depth;
     for (int64_t s = 0; s * kTileRows < rows; ++s) {
       beside(s);
-      const int64_t row = s * kTileRows, count = least(kTileRows, rows - row);
+      const int64_t row = s * kTileRows, count = least<int64_t>(kTileRows, rows - row);
       float* const so_far = sums + row * kTileCols;
       alignas(64) float strip[kTileRows * kTileCols];
       multiply_panel(count, vectors, a.from_row(row), panel, cells<C>(nk),
@@ -239,14 +240,19 @@ void gemm_tall(const GemmPlan& plan, const GemmTask& task, const A& a, const B&,
   const int64_t col_blocks = (task.count + plan.block_cols - 1) / plan.block_cols;
   const int64_t i0 = task.index / col_blocks * plan.block_rows;
   const int64_t j0 = task.index % col_blocks * plan.block_cols;
-  const int64_t ni = least(plan.block_rows, plan.rows - i0);
-  const int64_t nj = least(plan.block_cols, task.count - j0);
+  const int64_t ni = least<int64_t>(plan.block_rows, plan.rows - i0);
+  const int64_t nj = least<int64_t>(plan.block_cols, task.count - j0);
   C* const packed_a = reinterpret_cast<C*>(scratch);
   a.pack_a(i0, ni, 0, plan.depth, packed_a, reinterpret_cast<T*>(scratch + plan.gathered));
   for (int64_t j = j0; j < j0 + nj; j += kTileCols) {
     const C* const panel = reinterpret_cast<const C*>(task.packed) + j * cells<C>(plan.depth);
-    const BlockProduct<T, Store> product{
-        plan, store, i0, ni, task.begin + j, least(kTileCols, j0 + nj - j), scratch + plan.sums};
+    const BlockProduct<T, Store> product{plan,
+                                         store,
+                                         i0,
+                                         ni,
+                                         task.begin + j,
+                                         least<int64_t>(kTileCols, j0 + nj - j),
+                                         scratch + plan.sums};
     for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += kDepthBlock<T>) {
       product.add(k0, A::a_rows(packed_a, ni, plan.depth, cells<C>(k0)),
                   panel + cells<C>(k0) * kTileCols, [](int64_t) {});
@@ -261,17 +267,17 @@ void gemm_wide(const GemmPlan& plan, const GemmTask& task, const A&, const B& b,
   const int64_t col_blocks = (plan.cols + plan.block_cols - 1) / plan.block_cols;
   const int64_t i0 = task.index / col_blocks * plan.block_rows;
   const int64_t j0 = task.index % col_blocks * plan.block_cols;
-  const int64_t ni = least(plan.block_rows, task.count - i0);
-  const int64_t end = least(j0 + plan.block_cols, plan.cols);
+  const int64_t ni = least<int64_t>(plan.block_rows, task.count - i0);
+  const int64_t end = least<int64_t>(j0 + plan.block_cols, plan.cols);
   C* const packed_b = reinterpret_cast<C*>(scratch);
   T* const gathered = reinterpret_cast<T*>(scratch + plan.gathered);
   for (int64_t j = j0; j < end; j += kTileCols) {
-    const int64_t columns = least(kTileCols, end - j);
+    const int64_t columns = least<int64_t>(kTileCols, end - j);
     for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += kDepthBlock<T>) {
       const int64_t next = k0 + kDepthBlock<T>;
-      b.pack_b(j, columns, k0, least(kDepthBlock<T>, plan.depth - k0), packed_b, gathered);
+      b.pack_b(j, columns, k0, least<int64_t>(kDepthBlock<T>, plan.depth - k0), packed_b, gathered);
       for (int64_t i = 0; i < ni; i += kGemmRowUnit) {
-        const int64_t rows = least(kGemmRowUnit, ni - i);
+        const int64_t rows = least<int64_t>(kGemmRowUnit, ni - i);
         const C* const packed_a =
             reinterpret_cast<const C*>(task.packed) + (i0 + i) / kGemmRowUnit * packed_unit(plan);
         const BlockProduct<T, Store> product{plan,
@@ -281,15 +287,15 @@ void gemm_wide(const GemmPlan& plan, const GemmTask& task, const A&, const B& b,
                                              j,
                                              columns,
                                              scratch + plan.sums + i * kTileCols};
-        product.add(k0, A::a_rows(packed_a, rows, plan.depth, cells<C>(k0)), packed_b,
-                    [&](int64_t strip) {
-                      // What is packed next comes from memory beside the products. Packed cold,
-                      // bf16 took 4.7 instead of 1.5 ms for 40 MB.
-                      if (next < plan.depth) {
-                        b.prefetch_b(j, columns, next, least(kDepthBlock<T>, plan.depth - next),
-                                     i / kTileRows + strip, (ni + kTileRows - 1) / kTileRows);
-                      }
-                    });
+        product.add(
+            k0, A::a_rows(packed_a, rows, plan.depth, cells<C>(k0)), packed_b, [&](int64_t strip) {
+              // What is packed next comes from memory beside the products. Packed cold,
+              // bf16 took 4.7 instead of 1.5 ms for 40 MB.
+              if (next < plan.depth) {
+                b.prefetch_b(j, columns, next, least<int64_t>(kDepthBlock<T>, plan.depth - next),
+                             i / kTileRows + strip, (ni + kTileRows - 1) / kTileRows);
+              }
+            });
       }
     }
   }

@@ -94,7 +94,7 @@ void rows_grad_task(const MlpRowsGradArgs& args, int64_t task, float* room) {
   float* const weight_sum = args.weight_sums ? args.weight_sums + task * n : nullptr;
   float* const bias_sum = args.bias_sums ? args.bias_sums + task * n : nullptr;
   const int64_t begin = task * kMlpTaskRows;
-  const int64_t end = least(begin + kMlpTaskRows, args.count);
+  const int64_t end = least<int64_t>(begin + kMlpTaskRows, args.count);
   for (int64_t r = begin; r < end; ++r) {
     const T* const x = source.row(r, 0, n, nullptr);
     const float* const grad = copies_sum(args, r, room);

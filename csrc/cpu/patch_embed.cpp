@@ -25,7 +25,7 @@ MMKERN_INLINE void patch_runs(const PatchGrid& p, int64_t r, int64_t c, int64_t 
   }
   int64_t channel = position;
   for (int64_t done = 0; done < n;) {
-    const int64_t length = least(p.kernel[2] - at[2], n - done);
+    const int64_t length = least<int64_t>(p.kernel[2] - at[2], n - done);
     run(offset + channel * p.channel_stride + at[0] * p.stride[0] + at[1] * p.stride[1] +
             at[2] * p.stride[2],
         done, length);

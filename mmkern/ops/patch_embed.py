@@ -127,37 +127,38 @@ def patch_embed(x, weight, bias=None, *, pos_embed=None):
 def _validate(x, weight, bias, pos_embed):
     _check.floating("patch_embed", "x", x)
     _check.like("patch_embed", "weight", weight, "x", x)
-    if weight.dim() not in (2, 4, 5) or 0 in weight.shape:
+    size, kernel = x.shape, weight.shape
+    if len(kernel) not in (2, 4, 5) or 0 in kernel:
         raise ValueError(
-            f"mmkern.patch_embed: weight has shape {tuple(weight.shape)}; wanted (C, Cin, kh, kw), "
+            f"mmkern.patch_embed: weight has shape {tuple(kernel)}; wanted (C, Cin, kh, kw), "
             "(C, Cin, kt, kh, kw) or (C, K), without a zero"
         )
     if _flattened(x, weight):
-        k = weight[0].numel()
-        if x.dim() not in (2, 3) or x.shape[-1] != k:
+        k = math.prod(kernel[1:])
+        if len(size) not in (2, 3) or size[-1] != k:
             raise ValueError(
-                f"mmkern.patch_embed: x has shape {tuple(x.shape)}; wanted {weight.dim()} "
+                f"mmkern.patch_embed: x has shape {tuple(size)}; wanted {len(kernel)} "
                 f"dimensions of pixels, or patches (N, {k}) or (B, N, {k}), to go with weight "
-                f"{tuple(weight.shape)}"
+                f"{tuple(kernel)}"
             )
-        out = (*x.shape[:-1], weight.shape[0])
     else:
-        if x.shape[1] != weight.shape[1]:
+        if size[1] != kernel[1]:
             raise ValueError(
-                f"mmkern.patch_embed: x has {x.shape[1]} channels; wanted {weight.shape[1]}, as "
-                f"weight {tuple(weight.shape)}"
+                f"mmkern.patch_embed: x has {size[1]} channels; wanted {kernel[1]}, as "
+                f"weight {tuple(kernel)}"
             )
-        if any(size < k for size, k in zip(x.shape[2:], weight.shape[2:], strict=True)):
+        if any(n < k for n, k in zip(size[2:], kernel[2:], strict=True)):
             raise ValueError(
-                f"mmkern.patch_embed: x has shape {tuple(x.shape)}; wanted at least one patch of "
-                f"{tuple(weight.shape[2:])}"
+                f"mmkern.patch_embed: x has shape {tuple(size)}; wanted at least one patch of "
+                f"{tuple(kernel[2:])}"
             )
-        out = (x.shape[0], math.prod(_grid(x, weight)), weight.shape[0])
     if bias is not None:
         _check.like("patch_embed", "bias", bias, "x", x)
-        _check.shape("patch_embed", "bias", bias, weight.shape[:1], "the output channels")
+        _check.shape("patch_embed", "bias", bias, kernel[:1], "the output channels")
     if pos_embed is not None:
         _check.like("patch_embed", "pos_embed", pos_embed, "x", x, or_float32=True)
+        tokens = size[:-1] if _flattened(x, weight) else (size[0], math.prod(_grid(x, weight)))
+        out = (*tokens, kernel[0])
         allowed = (out[-2:], (1, *out[-2:]), out)
         if tuple(pos_embed.shape) not in allowed or pos_embed.dim() > len(out):
             raise ValueError(
