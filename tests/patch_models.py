@@ -1,6 +1,7 @@
 """Tiny random models of transformers, built from config: {name: (model, inputs)}."""
 
 import torch
+from patch_diffusers import DIFFUSERS
 from tiny_models import cast
 
 IMAGE = 63
@@ -188,7 +189,7 @@ TRANSFORMERS = {
     "llava": llava,
     "llava_onevision": llava_onevision,
 }
-BUILDERS = TRANSFORMERS
+BUILDERS = TRANSFORMERS | DIFFUSERS
 
 
 def spread(model):

@@ -276,3 +276,22 @@ def test_patching_needs_no_ecosystem():
         "assert not {'transformers', 'diffusers', 'accelerate'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_lora_by_peft_trains_on_a_patched_model(when):
+    peft = pytest.importorskip("peft")
+    model, inputs = build("siglip")
+    if when == "before":
+        mmkern.patch(model)
+    config = peft.LoraConfig(target_modules=["fc1", "q_proj"], r=2, init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, config).eval()
+    if when == "after":
+        mmkern.patch(adapted)
+    got = adapted(**inputs)[0]
+    mmkern.unpatch(adapted)
+    wanted = adapted(**inputs)[0]
+    torch.testing.assert_close(got, wanted)
+    with adapted.disable_adapter():
+        assert not torch.allclose(adapted(**inputs)[0], wanted)

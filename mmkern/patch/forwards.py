@@ -31,9 +31,16 @@ def rms_norm(cast, module, x):
     return mmkern.rms_norm(x, weight, eps=norm_eps(module), cast=cast)
 
 
+def torch_rms_norm(module, x):
+    """torch.nn.RMSNorm; where its weight has another dtype, what torch makes of that."""
+    if module.weight.dtype != x.dtype:
+        return original(module, x)
+    return rms_norm("before", module, x)
+
+
 ACTIVATIONS = {
-    "SiLU": "silu", "SiLUActivation": "silu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh",
-    "ReLU": "relu",
+    "SiLU": "silu", "SiLUActivation": "silu", "FP32SiLU": "silu", "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh", "ReLU": "relu",
 }  # fmt: skip
 
 
@@ -44,10 +51,13 @@ def activation_name(module):
     return ACTIVATIONS.get(type(module).__name__)
 
 
-def gated_mlp(module, x):
-    """down(act(gate(x)) * up(x)); the projections run as modules, so LoRA and hooks on them do."""
-    gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(mmkern.glu(gate, up, activation=activation_name(module.act_fn)))
+def gated_mlp(names, module, x):
+    """down(act(gate(x)) * up(x)); the projections run as modules, so LoRA and hooks on them do.
+
+    ``names``: the attributes of gate, up, down and the activation.
+    """
+    gate, up, down, act = (getattr(module, name) for name in names)
+    return down(mmkern.glu(gate(x), up(x), activation=activation_name(act)))
 
 
 def two_layers(module):
@@ -71,8 +81,10 @@ def dropping(module):
     )
 
 
-def mlp(module, x):
+def mlp(module, x, *args, **kwargs):
     """Two linear layers with an activation between."""
+    if args or kwargs:
+        return original(module, x, *args, **kwargs)
     first, act, second = two_layers(module)
     usable = plain(first, *LINEAR) and plain(second, *LINEAR) and not dropping(module)
     if not usable or not same_dtype(x, first.weight):

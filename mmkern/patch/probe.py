@@ -24,10 +24,14 @@ class Exact(TorchFunctionMode):
 
 
 def widened(tree):
-    """Every floating tensor of a tree in float64."""
-    return tree_map(
-        lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, tree
-    )
+    """Every floating tensor of a tree, and every floating dtype, in float64."""
+
+    def wide(leaf):
+        if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
+            return torch.float64
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(wide, tree)
 
 
 def exact_copy(module):

@@ -1,4 +1,4 @@
-"""The rules for transformers, and for code of the same structure under other names."""
+"""The rules for transformers' own classes; mmkern.patch.common has those by structure."""
 
 import functools
 
@@ -6,72 +6,9 @@ from torch import nn
 
 import mmkern
 from mmkern.patch import doors, forwards
-from mmkern.patch.core import Rule, definer, of_class, original, plain, qualified
+from mmkern.patch.core import Rule, of_class, original, plain, qualified
 
 M = "transformers.models."
-
-
-def _named(*endings):
-    return lambda path, module: type(module).__name__.removeprefix("FSDP").endswith(endings)
-
-
-def _children(*names):
-    return lambda path, module: set(dict(module.named_children())) == set(names)
-
-
-def _both(*matches):
-    return lambda path, module: all(match(path, module) for match in matches)
-
-
-def _rms_structure(path, module):
-    return set(dict(module.named_parameters())) == {"weight"} and module.weight.dim() == 1
-
-
-def _rows(specimen, sample):
-    width = next(p.shape[-1] for p in specimen.parameters())
-    return (sample(2, 7, width),), {}
-
-
-def _wants_activation(name):
-    def refuse(module):
-        act = getattr(module, name)
-        if forwards.activation_name(act) is None:
-            return f"its activation {type(act).__name__} is not one of mmkern.glu's"
-
-    return refuse
-
-
-PATCH_NAMES = ("proj", "projection", "patch_embedding", "patch_embed")
-
-
-def _patch_conv(path, module):
-    """A convolution under one of the names that models give to their patch embedding."""
-    return (
-        definer(module) in (nn.Conv2d, nn.Conv3d)
-        and path.rpartition(".")[2] in PATCH_NAMES
-        and module.kernel_size == module.stride
-        and max(module.kernel_size) > 1
-    )
-
-
-def _refuse_conv(module):
-    if set(module.dilation) != {1} or module.groups != 1 or module.padding_mode != "zeros":
-        return "its convolution is dilated, grouped, or padded by reflection"
-    if module.padding not in ("valid", (0,) * len(module.kernel_size)):
-        return f"its convolution has padding {module.padding}"
-
-
-def _conv_inputs(specimen, sample):
-    sizes = [2 * k + k // 2 for k in specimen.kernel_size]
-    return (sample(2, specimen.in_channels, *sizes),), {}
-
-
-def _two_layers(path, module):
-    return forwards.two_layers(module) is not None and not list(module.parameters(recurse=False))
-
-
-def _mlp_inputs(specimen, sample):
-    return (sample(2, 7, forwards.two_layers(specimen)[0].in_features),), {}
 
 
 # classes of a projector: its norm, first linear, activation and second linear, and whether its
@@ -253,20 +190,7 @@ def _use_door(module):
 
 RULES = [
     Rule("attention", "attention", _pretrained, refuse=_refuse_implementation, swaps=_use_door),
-    Rule(
-        "rms_norm", "rms_norm", _both(_named("RMSNorm"), _rms_structure),
-        functools.partial(forwards.rms_norm, "after"), _rows,
-    ),
-    Rule(
-        "gated_mlp", "glu", _children("gate_proj", "up_proj", "down_proj", "act_fn"),
-        forwards.gated_mlp, lambda m, sample: ((sample(2, 7, m.gate_proj.in_features),), {}),
-        _wants_activation("act_fn"),
-    ),
     *(_projector(*row) for row in PROJECTORS),
-    Rule("mlp", "mlp", _two_layers, forwards.mlp, _mlp_inputs),
-    Rule(
-        "patch_embed", "patch_embed", _patch_conv, forwards.patch_conv, _conv_inputs, _refuse_conv,
-    ),
     *(
         Rule("vision_attention", "rope + attention, packed", of_class(f"{M}*.{cls}"),
              packed_vision_attention, _vision_inputs)
