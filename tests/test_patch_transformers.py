@@ -6,7 +6,7 @@ import pytest
 import torch
 from accuracy import assert_accurate
 from patch_checks import check_accuracy, oracle_of, run
-from patch_models import TRANSFORMERS, build, ids
+from patch_models import TEXT, TRANSFORMERS, build, ids
 from test_models import assert_all_accurate
 from tiny_models import one_thread  # noqa: F401
 
@@ -190,6 +190,32 @@ def test_masks(kind, monkeypatch):
     assert len(calls) == (0 if kind == "arbitrary" else 2)
     if kind == "packed":
         assert calls[0]["cu_seqlens_q"].tolist() == [0, 3, 5, 9]
+
+
+def test_packed_sequences_by_their_lengths():
+    """What flash-attention users pass: lengths of the sequences in a batch of one."""
+    model, inputs = build("qwen3")
+    tokens = inputs["input_ids"][:1]
+    cu = torch.tensor([0, 4, 9], dtype=torch.int32)
+    lengths = {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_q": 5, "max_length_k": 5}
+    with torch.no_grad():
+        apart = [model(input_ids=t)[0] for t in tokens.split([4, 5], dim=1)]
+        mmkern.patch(model)
+        packed = model(input_ids=tokens, use_cache=False, **lengths)[0]
+    torch.testing.assert_close(packed, torch.cat(apart, dim=1))
+
+
+def test_a_sliding_window_goes_to_sdpa():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    options = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    model = Qwen3ForCausalLM(Qwen3Config(**TEXT, **options)).eval()
+    tokens = ids(12)
+    with torch.no_grad():
+        wanted = model(tokens)[0]
+        mmkern.patch(model)
+        torch.testing.assert_close(model(tokens)[0], wanted)
 
 
 def test_attention_dropout_goes_to_sdpa():

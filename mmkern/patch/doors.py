@@ -113,7 +113,7 @@ def _all(padding):
 
 
 def _packed(mask):
-    """cu_seqlens, int32, if the mask of one row is causal within blocks; else the mask."""
+    """cu_seqlens, int32, if the mask of a batch of one is causal within blocks; else the mask."""
     if mask is None or torch.compiler.is_compiling() or mask.shape[0] != 1:
         return mask
     rows = mask[0, 0]
@@ -127,4 +127,5 @@ def _packed(mask):
     blocks = torch.repeat_interleave(starts, torch.diff(starts, append=starts.new_tensor([n])))
     if not (torch.equal(rows, within) and torch.equal(blocks, first)):
         return mask
-    return torch.cat((starts, starts.new_tensor([n]))).int()
+    # one block is plain causal, which needs no mask
+    return torch.cat((starts, starts.new_tensor([n]))).int() if len(starts) > 1 else None
