@@ -122,8 +122,12 @@ def _lumina_block_inputs(m, sample):
 
 
 # blocks: class, replacement, probe inputs, the children that stubs stand for in the probe
-_PAIR = (("attn", PairStub()),)
-_TWO = (("attn1", SingleStub()), ("attn2", SingleStub()))
+_FF = tuple(
+    (name, SingleStub())
+    for name in ("ff", "ff_context", "ffn", "feed_forward", "img_mlp", "txt_mlp")
+)
+_PAIR = (("attn", PairStub()), *_FF)
+_TWO = (("attn1", SingleStub()), ("attn2", SingleStub()), *_FF)
 BLOCKS = [
     (f"{M}attention.JointTransformerBlock", adaln.sd3_block, _streams,
      (*_PAIR, ("attn2", SingleStub()))),
@@ -136,7 +140,7 @@ BLOCKS = [
     (f"{T}hunyuan_video.HunyuanVideoSingleTransformerBlock", adaln.hunyuan_single_block, _streams,
      _PAIR),
     (f"{T}lumina2.Lumina2TransformerBlock", adaln.lumina_block, _lumina_block_inputs,
-     (("attn", SingleStub()), ("feed_forward", SingleStub()))),
+     (("attn", SingleStub()), *_FF)),
     (f"{T}qwenimage.QwenImageTransformerBlock", adaln.qwen_block, _qwen_inputs, _PAIR),
     (f"{T}wan.WanTransformerBlock", adaln.wan_block, _wan_inputs, _TWO),
 ]  # fmt: skip

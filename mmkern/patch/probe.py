@@ -48,7 +48,8 @@ def _specimen(rule, module, generator):
     from mmkern.patch import unpatch
 
     module = copy.copy(module)
-    module._modules = module._modules | dict(rule.stubs)
+    stubs = {name: stub for name, stub in rule.stubs if name in module._modules}
+    module._modules = module._modules | stubs
     module = unpatch(copy.deepcopy(module)).eval().requires_grad_(False)
     if any(t.device.type == "meta" for t in module.parameters()):
         module = module.to_empty(device="cpu")
