@@ -256,6 +256,16 @@ def test_a_part_can_be_patched_first():
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_an_implementation_chosen_after_patching_stays():
+    model, _ = build("llama")
+    mmkern.patch(model)
+    model.set_attn_implementation("eager")
+    mmkern.unpatch(model)
+    assert model.config._attn_implementation == "eager"
+    (left, _) = mmkern.patch(model, include=["attention"]).left[:2]
+    assert "attn_implementation is 'eager'" in left.reason
+
+
 def test_works_before_a_change_of_dtype():
     model, inputs = build("llama")
     mmkern.patch(model)

@@ -157,6 +157,19 @@ def test_a_denoising_loop_stays_within_the_rule(name):
     assert_accurate(name, sample(model, inputs), eager, oracle, 2)
 
 
+def test_copies_are_patched_and_can_be_unpatched_alone():
+    model, inputs = build("flux")
+    with torch.no_grad():
+        wanted = output(model(**inputs))
+        mmkern.patch(model)
+        patched = output(model(**inputs))
+        twin = copy.deepcopy(model)
+        assert torch.equal(output(twin(**inputs)), patched)
+        mmkern.unpatch(twin)
+        assert torch.equal(output(twin(**inputs)), wanted)
+        assert torch.equal(output(model(**inputs)), patched)
+
+
 def test_the_dispatcher_backend():
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 

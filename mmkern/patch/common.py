@@ -18,6 +18,7 @@ def _rms(path, module):
         type(module).__name__.removeprefix("FSDP").endswith("RMSNorm")
         and set(dict(module.named_parameters())) == {"weight"}
         and module.weight.dim() == 1
+        and (hasattr(module, "variance_epsilon") or hasattr(module, "eps"))
         and not qualified(definer(module)).startswith(("torch.", "diffusers."))
     )
 
@@ -30,6 +31,8 @@ def _rows(specimen, sample):
 def _refuse_rms(module):
     if module.weight is None or len(module.normalized_shape) > 1:
         return "it has no weight, or normalises more than the last dimension"
+    if module.eps is None:
+        return "its eps is None, which torch takes from the dtype"
 
 
 def _wants_activation(name):

@@ -120,6 +120,7 @@ def plain(module, *kinds):
     return (
         definer(module) in kinds
         and ("forward" not in vars(module) or is_swapped(module))
+        and "_hf_hook" not in vars(module)
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )
@@ -145,10 +146,11 @@ def record(module, rule):
 
 
 def undo(module):
-    """Put back what :func:`record` noted on this one module."""
+    """Put back what :func:`record` noted on this one module, unless it was changed since."""
     for _, owner, attribute, new, had, old in reversed(vars(module).pop(RECORD, ())):
-        if isinstance(owner, nn.Module) and getattr(owner, attribute) is not new:
-            # accelerate put a hook over the swapped forward and kept it under this name
+        now = getattr(owner, attribute)
+        if now is not new and (isinstance(owner, nn.Module) or now != new):
+            # accelerate puts a hook over the swapped forward and keeps it under this name
             if vars(owner).get("_old_forward") is new:
                 owner._old_forward = functools.partial(original, owner)
         elif had:

@@ -6,9 +6,13 @@ sequences: their cu_seqlens), (B, 1, 1, Sk) bool (keys that take part), or the 4
 pattern, which goes to scaled_dot_product_attention.
 """
 
+import functools
+from types import SimpleNamespace
+
 import torch
 
 import mmkern
+from mmkern.patch import probe
 
 NAME = "mmkern"
 # what only scaled_dot_product_attention, or not even it, computes
@@ -21,6 +25,20 @@ def register():
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
+
+
+@functools.cache
+def mismatch():
+    """Why :func:`attention` is not transformers' sdpa on a small random input, or None."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    generator = torch.Generator().manual_seed(0)
+    module = SimpleNamespace(is_causal=True, num_key_value_groups=2)
+    tensors = [torch.randn(2, h, 7, 16, generator=generator) for h in (4, 2, 2)]
+    with torch.no_grad():
+        got, eager = (f(module, *tensors, None)[0] for f in (attention, sdpa_attention_forward))
+        oracle = sdpa_attention_forward(module, *(t.double() for t in tensors), None)[0]
+    return probe.difference(got, eager, oracle)
 
 
 def attention(

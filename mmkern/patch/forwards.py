@@ -19,9 +19,7 @@ def same_dtype(x, *weights):
 
 
 def norm_eps(norm):
-    """eps under any of its names; torch.nn.RMSNorm's None is that of the dtype."""
-    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    return torch.finfo(norm.weight.dtype).eps if eps is None else eps
+    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
 
 
 def rms_norm(cast, module, x):

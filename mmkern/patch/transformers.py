@@ -181,6 +181,7 @@ def _refuse_implementation(module):
         return f"its attn_implementation is {implementation!r}, chosen for what sdpa does not do"
     if not (module._supports_sdpa or module._supports_attention_backend):
         return "its attention does not go through transformers' interface"
+    return doors.mismatch()
 
 
 def _use_door(module):
