@@ -28,7 +28,15 @@ def test_caption(tmp_path):
 
 def test_sample_dit(tmp_path):
     pytest.importorskip("diffusers")
-    out = run(EXAMPLES / "sample_dit.py", "--steps", 2, "--labels", 1, 2, cwd=tmp_path)
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import sample_dit
+
+        sample_dit.tiny().save_pretrained(tmp_path / "dit")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    options = ("--model", "dit", "--steps", 2, "--labels", 1, 2)
+    out = run(EXAMPLES / "sample_dit.py", *options, cwd=tmp_path)
     assert "swapped  adaln_block   BasicTransformerBlock" in out
     assert out.splitlines()[-2:] == ["sample-0.png: 16 x 16", "sample-1.png: 16 x 16"]
     assert (tmp_path / "sample-1.png").stat().st_size > 0

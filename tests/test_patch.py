@@ -154,6 +154,25 @@ def test_hooks_installed_after_patching_keep_the_swap():
     assert "accelerate" in only(mmkern.patch(model))
 
 
+def test_hooks_on_a_norm_that_a_block_fuses_run():
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Double(hooks.ModelHook):
+        def post_forward(self, module, output):
+            return 2 * output
+
+    model, inputs = build("llama")
+    norm = model.model.layers[0].post_attention_layernorm
+    hooks.add_hook_to_module(norm, Double())
+    wanted = model(**inputs)[0]
+    hooks.remove_hook_from_module(norm)
+    norm.__dict__.pop("forward")  # what accelerate leaves behind
+    mmkern.patch(model)
+    assert not torch.allclose(model(**inputs)[0], wanted)
+    hooks.add_hook_to_module(norm, Double())
+    torch.testing.assert_close(model(**inputs)[0], wanted)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_adapters_in_place_of_a_linear_layer_run(when):
     model, x = nn.Sequential(Mlp()), torch.randn(3, 8)

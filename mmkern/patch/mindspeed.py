@@ -23,18 +23,18 @@ UNLIMITED = 2147483647
 
 
 def npu_rms_norm(self, gamma, epsilon=1e-6):
-    """RMSNorm: (y, rstd), rstd float32 of shape (..., 1).
+    """RMSNorm: (y, rstd), rstd float32 of shape (..., 1); gamma in the dtype of self, or float32.
 
     y is rounded once, after the product with gamma. rstd gets no gradient and costs a pass of
     plain PyTorch.
     """
-    y = mmkern.rms_norm(self, gamma.to(self.dtype), eps=epsilon, cast="before")
+    y = mmkern.rms_norm(self, gamma, eps=epsilon, cast="before")
     return y, _rstd(self, epsilon)
 
 
 def npu_add_rms_norm(x1, x2, gamma, epsilon=1e-6):
     """RMSNorm of x = x1 + x2: (y, rstd, x)."""
-    x, y = mmkern.rms_norm(x1, gamma.to(x1.dtype), residual=x2, eps=epsilon, cast="before")
+    x, y = mmkern.rms_norm(x1, gamma, residual=x2, eps=epsilon, cast="before")
     return y, _rstd(x, epsilon), x
 
 

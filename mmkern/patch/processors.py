@@ -178,7 +178,9 @@ class Flux(Processor):
             return self.original(attn, x, context, attention_mask, tables)
         if context is None:
             out = attend(*_stream(attn, x, attn.head_dim, tables), mask=attention_mask)
-            return output(attn, out) if hasattr(attn, "to_out") and _returns(attn) else out
+            # FLUX.1 leaves the projection to its block
+            projects = type(self.original).__name__ == "Flux2AttnProcessor"
+            return output(attn, out) if projects else out
         text = context.shape[1]
         halves = (None, None)
         if tables is not None:
@@ -187,11 +189,6 @@ class Flux(Processor):
         second = _stream(attn, x, attn.head_dim, halves[1])
         out = attend(*_joined(first, second), mask=attention_mask)
         return output(attn, out[:, text:]), attn.to_add_out(out[:, :text])
-
-
-def _returns(attn):
-    """Flux2 projects the output of self-attention too; FLUX.1 leaves that to the block."""
-    return type(attn).__name__.removeprefix("FSDP") == "Flux2Attention"
 
 
 class Flux2Parallel(Processor):
