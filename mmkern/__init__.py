@@ -11,6 +11,7 @@ from mmkern.ops.modulate import gated_modulate, gated_residual, modulate
 from mmkern.ops.patch_embed import patch_embed
 from mmkern.ops.rms_norm import rms_norm
 from mmkern.ops.rope import rope
+from mmkern.patch import patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -22,10 +23,12 @@ __all__ = [
     "info",
     "mlp",
     "modulate",
+    "patch",
     "patch_embed",
     "reference",
     "rms_norm",
     "rope",
+    "unpatch",
     "use",
 ]
 

@@ -1,0 +1,49 @@
+"""A patched model against the same model unpatched, by the accuracy rule."""
+
+import copy
+
+import torch
+from test_models import assert_all_accurate
+from tiny_models import cast
+
+import mmkern
+from mmkern.patch.probe import Exact
+
+
+def output(result):
+    """The first tensor of what a model returns."""
+    return result if torch.is_tensor(result) else result[0]
+
+
+def run(model, inputs, exact=False):
+    """The output, and the gradients of floating inputs and weights for one cotangent, by name."""
+    inputs = {
+        key: x.clone().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x
+        for key, x in inputs.items()
+    }
+    model.zero_grad()
+    if exact:
+        with Exact():
+            out = output(model(**inputs))
+    else:
+        out = output(model(**inputs))
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    out.backward(cotangent.to(out.dtype))
+    grads = {f"input {key}": x.grad for key, x in inputs.items() if torch.is_tensor(x)}
+    grads |= {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"out": out.detach(), **{k: g for k, g in grads.items() if g is not None}}
+
+
+def oracle_of(model, inputs):
+    """The unpatched model and its inputs in float64, where it takes no step in float32."""
+    wide = {key: cast(x, torch.float64) for key, x in inputs.items()}
+    return run(copy.deepcopy(model).double(), wide, exact=True)
+
+
+def check_accuracy(model, inputs):
+    """Patch the model; output and every gradient by the rule. Returns the report."""
+    eager, oracle = run(model, inputs), oracle_of(model, inputs)
+    report = mmkern.patch(model)
+    got = run(model, inputs)
+    assert_all_accurate(got, eager, oracle)
+    return report

@@ -1,0 +1,275 @@
+"""Models of transformers, patched and unpatched: numbers, names, modes, generation, training."""
+
+import copy
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from patch_checks import check_accuracy, oracle_of, run
+from patch_models import TEXT, TRANSFORMERS, build, ids
+from test_models import assert_all_accurate
+from tiny_models import one_thread  # noqa: F401
+
+import mmkern
+
+pytest.importorskip("transformers")
+
+# rules that must have swapped something, and the number of modules that each swapped
+EXPECTED = {
+    "llama": {"attention": 2, "residual_norm": 2, "rope": 2, "gated_mlp": 2, "rms_norm": 5},
+    "qwen3": {"attention": 2, "residual_norm": 2, "rope": 2, "gated_mlp": 2, "rms_norm": 9},
+    "siglip": {"attention": 1, "patch_embed": 1, "residual_norm": 2, "mlp": 3},
+    "vit": {"attention": 2, "patch_embed": 1, "residual_norm": 2, "mlp": 2},
+    "qwen3_vl": {
+        "attention": 4, "patch_embed": 1, "residual_norm": 4, "vision_attention": 2, "mlp": 2,
+        "projector": 2, "rope": 2, "rms_norm": 9, "gated_mlp": 2,
+    },
+    "qwen3_vl_moe": {
+        "attention": 4, "patch_embed": 1, "residual_norm": 4, "vision_attention": 2, "mlp": 2,
+        "projector": 2, "rope": 2, "rms_norm": 9,
+    },
+    "kimi": {
+        "attention": 4, "patch_embed": 1, "residual_norm": 4, "vision_attention": 2, "mlp": 2,
+        "projector": 1, "rms_norm": 7, "gated_mlp": 2,
+    },
+    "llava": {
+        "attention": 4, "patch_embed": 1, "residual_norm": 4, "mlp": 3, "rope": 2, "rms_norm": 5,
+        "gated_mlp": 2,
+    },
+    "llava_onevision": {
+        "attention": 4, "patch_embed": 1, "residual_norm": 4, "mlp": 3, "rope": 2, "rms_norm": 5,
+        "gated_mlp": 2,
+    },
+}  # fmt: skip
+CAUSAL = ["llama", "qwen3", "qwen3_vl", "qwen3_vl_moe", "kimi", "llava", "llava_onevision"]
+
+
+def counts(report):
+    names = [entry.rule for entry in report.swapped]
+    return {name: names.count(name) for name in names}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_accuracy_and_names(name, dtype):
+    model, inputs = build(name, dtype)
+    model(**inputs)  # transformers installs hooks of its own at the first call
+    keys, classes = list(model.state_dict()), [type(m) for m in model.modules()]
+    attributes = [set(vars(m)) for m in model.modules()]
+    report = check_accuracy(model, inputs)
+    assert counts(report) == EXPECTED[name] and not report.left
+    assert list(model.state_dict()) == keys and [type(m) for m in model.modules()] == classes
+    assert counts(mmkern.patch(model)) == EXPECTED[name]
+    mmkern.unpatch(model)
+    assert [set(vars(m)) for m in model.modules()] == attributes
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_unpatched_is_bitwise_what_it_was(name):
+    model, inputs = build(name)
+    with torch.no_grad():
+        before = model(**inputs)[0]
+        mmkern.patch(model)
+        mmkern.unpatch(model)
+        assert torch.equal(model(**inputs)[0], before)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_autocast(name):
+    model, inputs = build(name)
+    oracle = oracle_of(model, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = run(model, inputs)
+        mmkern.patch(model)
+        got = run(model, inputs)
+    assert {k: g.dtype for k, g in got.items()} == {k: g.dtype for k, g in eager.items()}
+    # products were rounded to bfloat16, so that is the rounding the rule allows
+    got, eager = ({k: v.bfloat16() for k, v in run.items()} for run in (got, eager))
+    assert_all_accurate(got, eager, oracle)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_generates_the_same_tokens(name):
+    model, inputs = build(name)
+    wanted = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    mmkern.patch(model)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), wanted)
+
+
+def test_generates_the_same_tokens_from_a_padded_batch():
+    model, inputs = build("qwen3")
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    wanted = model.generate(**inputs, **options)
+    mmkern.patch(model)
+    assert torch.equal(model.generate(**inputs, **options), wanted)
+    static = model.generate(**inputs, **options, cache_implementation="static")
+    assert torch.equal(static, wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "siglip", "qwen3_vl"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_recomputes(name, reentrant):
+    model, inputs = build(name)
+    mmkern.patch(model)
+    model.train()
+    plain = run(model, inputs)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    for module in model.modules():
+        if type(module).__name__.endswith(("MLP", "Merger")):
+            module.register_forward_pre_hook(lambda m, _: calls.append(type(m).__name__))
+    checkpointed = run(model, inputs)
+    inside = [c for c in calls if "Merger" not in c]
+    layers = {"llama": 2, "siglip": 2, "qwen3_vl": 4}[name]
+    heads = 1 if name == "siglip" else 0
+    assert len(inside) == 2 * layers + heads
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.equal(plain[key], checkpointed[key]) for key in plain)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "vit"])
+def test_compiles_as_one_graph(name):
+    model, inputs = build(name)
+    eager, oracle = run(model, inputs), oracle_of(model, inputs)
+    mmkern.patch(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    got = {key.removeprefix("_orig_mod."): v for key, v in run(compiled, inputs).items()}
+    assert_all_accurate(got, eager, oracle)
+
+
+def test_vision_tower_makes_one_attention_call_per_layer(monkeypatch):
+    model, inputs = build("qwen3_vl")
+    mmkern.patch(model)
+    calls = []
+    attention = mmkern.attention
+
+    def spy(q, k, v, **options):
+        calls.append(options.get("cu_seqlens_q"))
+        return attention(q, k, v, **options)
+
+    monkeypatch.setattr(mmkern, "attention", spy)
+    model(**inputs)
+    packed = [c.tolist() for c in calls if c is not None]
+    assert packed == [[0, 24, 32]] * 2 and len(calls) == 4
+
+
+def masks(kind):
+    """Arguments of a call, and the positions whose logits count."""
+    keep = torch.ones(2, 9, dtype=torch.bool)
+    if kind == "left":
+        keep[0, :3] = False
+    elif kind == "right":
+        keep[1, 5:] = False
+    if kind in ("left", "right"):
+        return {"attention_mask": keep.long()}, keep
+    if kind == "packed":
+        position = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2, 3]])
+        return {"position_ids": position, "use_cache": False}, keep[:1]
+    allowed = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(2)) < 0.5
+    return {"attention_mask": allowed | torch.eye(9, dtype=torch.bool)}, keep
+
+
+@pytest.mark.parametrize("kind", ["left", "right", "packed", "arbitrary"])
+def test_masks(kind, monkeypatch):
+    model, inputs = build("qwen3")
+    extra, keep = masks(kind)
+    inputs = {"input_ids": inputs["input_ids"][: len(keep)], **extra}
+    calls = []
+    attention = mmkern.attention
+    monkeypatch.setattr(mmkern, "attention", lambda *a, **o: calls.append(o) or attention(*a, **o))
+    with torch.no_grad():
+        eager = model(**inputs)[0][keep]
+        wide = copy.deepcopy(model).double()
+        oracle = wide(**inputs)[0][keep]
+        mmkern.patch(model)
+        assert_accurate(kind, model(**inputs)[0][keep], eager, oracle, 2)
+    # an arbitrary mask is scaled_dot_product_attention's
+    assert len(calls) == (0 if kind == "arbitrary" else 2)
+    if kind == "packed":
+        assert calls[0]["cu_seqlens_q"].tolist() == [0, 3, 5, 9]
+
+
+def test_packed_sequences_by_their_lengths():
+    """What flash-attention users pass: lengths of the sequences in a batch of one."""
+    model, inputs = build("qwen3")
+    tokens = inputs["input_ids"][:1]
+    cu = torch.tensor([0, 4, 9], dtype=torch.int32)
+    lengths = {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_q": 5, "max_length_k": 5}
+    with torch.no_grad():
+        apart = [model(input_ids=t)[0] for t in tokens.split([4, 5], dim=1)]
+        mmkern.patch(model)
+        packed = model(input_ids=tokens, use_cache=False, **lengths)[0]
+    torch.testing.assert_close(packed, torch.cat(apart, dim=1))
+
+
+def test_a_sliding_window_goes_to_sdpa():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    options = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    model = Qwen3ForCausalLM(Qwen3Config(**TEXT, **options)).eval()
+    tokens = ids(12)
+    with torch.no_grad():
+        wanted = model(tokens)[0]
+        mmkern.patch(model)
+        torch.testing.assert_close(model(tokens)[0], wanted)
+
+
+def test_attention_dropout_goes_to_sdpa():
+    model, inputs = build("qwen3")
+    mmkern.patch(model)
+    model.train()
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    torch.manual_seed(0)
+    got = model(**inputs)[0]
+    mmkern.unpatch(model)
+    torch.manual_seed(0)
+    torch.testing.assert_close(got, model(**inputs)[0])
+
+
+def test_the_official_door():
+    from transformers import AutoModelForCausalLM
+
+    from mmkern.patch import doors
+
+    doors.register()
+    model, inputs = build("qwen3")
+    door = AutoModelForCausalLM.from_config(model.config, attn_implementation="mmkern")
+    door.load_state_dict(model.state_dict())
+    torch.testing.assert_close(door.eval()(**inputs)[0], model(**inputs)[0])
+
+
+def test_fine_tuning_follows_the_unpatched_model():
+    model, _ = build("qwen3")
+    patched = copy.deepcopy(model)
+    mmkern.patch(patched)
+    losses = []
+    for m in (model, patched):
+        torch.manual_seed(0)
+        batches = [ids() for _ in range(4)]
+        optimizer = torch.optim.AdamW(m.parameters(), lr=3e-3)
+        losses.append([])
+        for step in range(50):
+            loss = m(input_ids=batches[step % 4], labels=batches[step % 4]).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    wanted, got = torch.tensor(losses)
+    assert got[-1] < 0.5 * got[0]
+    assert (got - wanted).abs().max() < 0.01 * wanted[0]
+
+
+def test_save_and_load(tmp_path):
+    model, inputs = build("qwen3")
+    wanted = model(**inputs)[0]
+    mmkern.patch(model)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert again.config._attn_implementation == "sdpa"
+    assert torch.equal(again(**inputs)[0], wanted)
