@@ -205,11 +205,12 @@ def _validate(x, w1, b1, w2, b2, activation, norm, norm_weight, norm_bias, merge
             raise ValueError(
                 f"mmkern.mlp: {name} has shape {tuple(w.shape)}; wanted (out, in), as nn.Linear"
             )
-    channels = x.shape[-1]
-    _check.shape("mlp", "w1", w1, (w1.shape[0], merge * merge * channels), "hidden, merge^2 Cin")
-    _check.shape("mlp", "w2", w2, (w2.shape[0], w1.shape[0]), "Cout, hidden")
+    channels, (hidden, inputs), (out, _) = x.shape[-1], w1.shape, w2.shape
+    if inputs != merge * merge * channels:
+        _check.shape("mlp", "w1", w1, (hidden, merge * merge * channels), "hidden, merge^2 Cin")
+    _check.shape("mlp", "w2", w2, (out, hidden), "Cout, hidden")
     vectors = (
-        ("b1", b1, w1.shape[0]), ("b2", b2, w2.shape[0]),
+        ("b1", b1, hidden), ("b2", b2, out),
         ("norm_weight", norm_weight, channels), ("norm_bias", norm_bias, channels),
     )  # fmt: skip
     for name, t, n in vectors:

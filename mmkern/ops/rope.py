@@ -138,37 +138,39 @@ def rope(q, k, cos, sin, *, interleaved=False, q_weight=None, k_weight=None, eps
 def _validate(q, k, cos, sin, q_weight, k_weight):
     _check.floating("rope", "q", q)
     _check.like("rope", "k", k, "q", q)
-    if q.dim() not in (3, 4):
+    shape, shape_k = tuple(q.shape), tuple(k.shape)
+    if len(shape) not in (3, 4):
+        raise ValueError(f"mmkern.rope: q has shape {shape}; wanted (B, S, H, D) or (T, H, D)")
+    if shape_k[:-2] != shape[:-2] or shape_k[-1:] != shape[-1:]:
         raise ValueError(
-            f"mmkern.rope: q has shape {tuple(q.shape)}; wanted (B, S, H, D) or (T, H, D)"
+            f"mmkern.rope: k has shape {shape_k}; wanted {shape[:-2]} + (Hk, {shape[-1]}), as q"
         )
-    shape = q.shape
-    if k.dim() != q.dim() or k.shape[:-2] != shape[:-2] or k.shape[-1] != shape[-1]:
-        raise ValueError(
-            f"mmkern.rope: k has shape {tuple(k.shape)}; wanted {tuple(shape[:-2])} + (Hk, "
-            f"{shape[-1]}), as q"
-        )
-    for name, t in (("cos", cos), ("sin", sin)):
-        _check.like("rope", name, t, "q", q, or_float32=True)
-        lead = t.shape[:-1]
-        good = t.dim() >= 2 and (
-            lead == shape[:-2]
-            or lead == shape[-3:-2]
-            or (t.dim() == 3 and q.dim() == 4 and lead == (1, shape[1]))
-        )
-        if not good or t.shape[-1] > shape[-1] or t.shape[-1] % 2 or t.shape[-1] == 0:
-            raise ValueError(
-                f"mmkern.rope: {name} has shape {tuple(t.shape)}; wanted "
-                f"{tuple(shape[-3:-2])} + (R,)"
-                + (f" or {tuple(shape[:2])} + (R,)" if q.dim() == 4 else "")
-                + f" with an even R from 2 to {shape[-1]}"
-            )
-    if cos.shape != sin.shape or cos.dtype != sin.dtype:
+    _validate_table("cos", cos, q, shape)
+    if sin.__class__ is not cos.__class__ or sin.dtype != cos.dtype or sin.shape != cos.shape:
+        _validate_table("sin", sin, q, shape)
         raise ValueError(
             f"mmkern.rope: sin is {tuple(sin.shape)} {sin.dtype}; wanted {tuple(cos.shape)} "
             f"{cos.dtype}, as cos"
         )
+    if sin.device != q.device:
+        _check.like("rope", "sin", sin, "q", q, or_float32=True)
     for name, t in (("q_weight", q_weight), ("k_weight", k_weight)):
         if t is not None:
             _check.like("rope", name, t, "q", q, or_float32=True)
             _check.shape("rope", name, t, shape[-1:], "head_dim")
+
+
+def _validate_table(name, t, q, shape):
+    _check.like("rope", name, t, "q", q, or_float32=True)
+    *lead, rotated = table = tuple(t.shape) or (0,)
+    lead = tuple(lead)
+    good = lead and (
+        lead in (shape[:-2], shape[-3:-2])
+        or (len(table) == 3 and len(shape) == 4 and lead == (1, shape[1]))
+    )
+    if not good or rotated > shape[-1] or rotated % 2 or rotated == 0:
+        raise ValueError(
+            f"mmkern.rope: {name} has shape {tuple(t.shape)}; wanted {shape[-3:-2]} + (R,)"
+            + (f" or {shape[:2]} + (R,)" if len(shape) == 4 else "")
+            + f" with an even R from 2 to {shape[-1]}"
+        )

@@ -8,11 +8,11 @@ deep copy or a pickle of the model carries its own way back.
 
 import fnmatch
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from mmkern.patch import probe
 
@@ -166,7 +166,9 @@ def obstacle(rule, module):
             "its forward is overridden on the instance (an accelerate hook?): "
             "patch before, then install hooks"
         )
-    if any(isinstance(p, DTensor) for p in module.parameters()):
+    # not imported here: it takes 0.6 s, and where nobody did there is no DTensor
+    sharded = sys.modules.get("torch.distributed.tensor")
+    if sharded and any(isinstance(p, sharded.DTensor) for p in module.parameters()):
         return "its parameters are DTensors: patch before fully_shard or parallelize_module"
     if module._compiled_call_impl is not None:
         return "it is compiled: patch before compile()"
