@@ -12,7 +12,12 @@ import sys
 import torch
 
 #: Ops with kernels here, each in the file of its name.
-OPS = ("glu",)
+OPS = (
+    "glu",
+    "modulate",
+    "rms_norm",
+    "rope",
+)
 #: The raw ops, forward and backward.
 RAW_OPS = tuple(raw for op in OPS for raw in (op, f"{op}_backward"))
 

@@ -157,6 +157,25 @@ def activation_grad(x, NAME: tl.constexpr):
 
 
 @triton.jit
+def normalized(h, mask, n, eps, NORM: tl.constexpr):
+    """(xhat, rstd) of the rows of h, "layer" or "rms"; 0 where mask is not."""
+    if NORM == "layer":
+        h = tl.where(mask, h - tl.sum(h, 1)[:, None] / n, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(h * h, 1)[:, None] / n + eps)
+    # a row that is all mask has an rstd of inf where eps is 0
+    return tl.where(mask, h * rstd, 0.0), rstd
+
+
+@triton.jit
+def normalized_gradient(g, xhat, rstd, n, NORM: tl.constexpr):
+    """The gradient of the input of ``normalized``, given that of xhat."""
+    grad = g - xhat * (tl.sum(g * xhat, 1)[:, None] / n)
+    if NORM == "layer":
+        grad = grad - tl.sum(g, 1)[:, None] / n
+    return grad * rstd
+
+
+@triton.jit
 def row_base(run, middle, s_outer, s_middle, UNIT: tl.constexpr):
     """Offset of the first row of run number ``run``, for strides of lay_out, in elements."""
     outer = (run // middle).to(tl.int64)

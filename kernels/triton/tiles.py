@@ -4,8 +4,43 @@ Ours were chosen by reasoning and the compile gate (no spill, 128-bit accesses);
 has improved is said beside the entry.
 """
 
+# A row of a tile is a row of the tensor, so that a norm sees it whole; longer rows than the last
+# entry's are the reference's.
+WHOLE_ROWS = [
+    ({"columns": 64}, {"ROWS": 32, "num_warps": 4}),
+    ({"columns": 256}, {"ROWS": 8, "num_warps": 4}),
+    ({"columns": 512}, {"ROWS": 4, "num_warps": 4}),
+    ({"columns": 1024}, {"ROWS": 2, "num_warps": 4}),
+    ({"columns": 2048}, {"ROWS": 1, "num_warps": 4}),
+    ({"columns": 4096}, {"ROWS": 1, "num_warps": 8}),
+    ({"columns": 8192}, {"ROWS": 1, "num_warps": 16}),
+]
+WHOLE_ROWS_BACKWARD = [
+    ({"columns": 64}, {"ROWS": 16, "num_warps": 4}),
+    ({"columns": 256}, {"ROWS": 4, "num_warps": 4}),
+    ({"columns": 512}, {"ROWS": 2, "num_warps": 4}),
+    ({"columns": 1024}, {"ROWS": 1, "num_warps": 4}),
+    ({"columns": 2048}, {"ROWS": 1, "num_warps": 8}),
+    ({"columns": 4096}, {"ROWS": 1, "num_warps": 16}),
+    ({"columns": 8192}, {"ROWS": 1, "num_warps": 16}),
+]
+
 # Streaming: 16 elements of each operand a thread, in two 128-bit accesses for the half types.
 GPU = {
+    "modulate": WHOLE_ROWS,
+    "modulate_backward": WHOLE_ROWS_BACKWARD,
+    "rms_norm": [*WHOLE_ROWS, ({"columns": 16384}, {"ROWS": 1, "num_warps": 16})],
+    "rms_norm_backward": [*WHOLE_ROWS_BACKWARD, ({"columns": 16384}, {"ROWS": 1, "num_warps": 32})],
+    "rope": [
+        ({"head_dim": 128, "heads": 4}, {"TOKENS": 4, "HEADS": 4, "num_warps": 1}),
+        ({"head_dim": 128}, {"TOKENS": 1, "HEADS": 16, "num_warps": 4}),
+        ({"head_dim": 256}, {"TOKENS": 1, "HEADS": 8, "num_warps": 4}),
+    ],
+    "rope_backward": [
+        ({"head_dim": 128, "heads": 4}, {"TOKENS": 8, "HEADS": 4, "num_warps": 1}),
+        ({"head_dim": 128}, {"TOKENS": 8, "HEADS": 16, "num_warps": 4}),
+        ({"head_dim": 256}, {"TOKENS": 8, "HEADS": 8, "num_warps": 4}),
+    ],
     "sum_partials": [({}, {"ROWS": 64, "BLOCK": 32, "num_warps": 4})],
     "glu": [
         ({"columns": 256}, {"ROWS": 8, "BLOCK": 256, "num_warps": 4}),
@@ -19,6 +54,28 @@ GPU = {
 
 # 192 KiB of on-chip memory a core; num_warps and num_stages mean nothing there.
 ASCEND = {
+    "modulate": [
+        ({"columns": 256}, {"ROWS": 16}),
+        ({"columns": 1024}, {"ROWS": 4}),
+        ({"columns": 8192}, {"ROWS": 1}),
+    ],
+    "modulate_backward": [
+        ({"columns": 256}, {"ROWS": 8}),
+        ({"columns": 1024}, {"ROWS": 2}),
+        ({"columns": 4096}, {"ROWS": 1}),
+    ],
+    "rms_norm": [
+        ({"columns": 256}, {"ROWS": 16}),
+        ({"columns": 1024}, {"ROWS": 4}),
+        ({"columns": 8192}, {"ROWS": 1}),
+    ],
+    "rms_norm_backward": [
+        ({"columns": 256}, {"ROWS": 16}),
+        ({"columns": 1024}, {"ROWS": 4}),
+        ({"columns": 4096}, {"ROWS": 1}),
+    ],
+    "rope": [({"head_dim": 256}, {"TOKENS": 8, "HEADS": 16})],
+    "rope_backward": [({"head_dim": 256}, {"TOKENS": 8, "HEADS": 8})],
     "sum_partials": [({}, {"ROWS": 32, "BLOCK": 128})],
     "glu": [
         ({"columns": 256}, {"ROWS": 16, "BLOCK": 256}),
