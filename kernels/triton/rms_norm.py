@@ -137,7 +137,7 @@ def rms_norm(x, weight, residual, eps, cast):
 
 
 def _tiles_each(tiles, rows):
-    """Tiles of a backward program: a number of the shape alone, as the bits of dweight hang on it."""
+    """Tiles of a backward program: of the shape alone, as the bits of dweight hang on it."""
     count = max(1, 16 // rows)
     while tiles > 2048 * count and count * rows < 64:
         count *= 2
@@ -145,7 +145,7 @@ def _tiles_each(tiles, rows):
 
 
 def rms_norm_backward(grad_h, grad_y, h, weight, eps, cast, mask):
-    """``mmkern::rms_norm_backward``: one pass, and a second stage for the gradient of the weight."""
+    """``mmkern::rms_norm_backward``: one pass, and a second stage for the weight."""
     grad_h, grad_y = dense(grad_h), dense(grad_y)
     if not _fits(h, weight, grad_h, grad_y):
         return NotImplemented

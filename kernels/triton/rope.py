@@ -6,7 +6,7 @@ rotate-half these are three loads, for interleaved pairs one load that is split 
 
 Bytes that must move, for N elements of q and k together of e bytes: forward 2 N e and the tables
 once; backward 2 N e (gradients in and out), with QK-norm 3 N e. The kernels move just these, and for
-gradients of the norm weights 8 more bytes per column and program of at least 8 tokens.
+the gradient of a norm weight 8 more bytes per column and program of several tokens.
 """
 
 import torch
@@ -112,7 +112,7 @@ def rope_forward(
     pid = tl.program_id(0)
     row = tl.zeros([1, 1], tl.int32)
     for token in range(pid * each, tl.minimum((pid + 1) * each, tokens)):
-        at = token.to(tl.int64)
+        at = tl.cast(token, tl.int64)
         b, s = at // seqlen, at % seqlen
         cos_at = COS + (b * cos_b + s * cos_s) * UNIT
         sin_at = SIN + (b * sin_b + s * sin_s) * UNIT
@@ -189,7 +189,7 @@ def rope_gradient(
     k_2 = tl.zeros([HEADS_K, PAIRS], tl.float32)
     k_rest = tl.zeros([HEADS_K, REST], tl.float32)
     for token in range(pid * each, tl.minimum((pid + 1) * each, tokens)):
-        at = token.to(tl.int64)
+        at = tl.cast(token, tl.int64)
         b, s = at // seqlen, at % seqlen
         cos_at = COS + (b * cos_b + s * cos_s) * UNIT
         sin_at = SIN + (b * sin_b + s * sin_s) * UNIT
