@@ -1,8 +1,8 @@
 """Triton kernels: one file per op, one source for NVIDIA, AMD and Ascend.
 
 A file holds an op's kernels and two host functions with the arguments of the raw ops that
-mmkern/ops defines: ``glu.glu`` and ``glu.glu_backward``. A host function returns NotImplemented for
-a case that its kernels do not take; the op's reference runs then. docs/triton.md says how to add one.
+mmkern/ops defines: ``glu.glu`` and ``glu.glu_backward``. A host function returns NotImplemented
+for a case that its kernels do not take; the op's reference runs then. docs/triton.md says more.
 """
 
 import importlib

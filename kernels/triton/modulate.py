@@ -110,7 +110,7 @@ def modulate_gradient(
     tokens, run, channels, chunk_rows, chunks, eps,
     NORM: tl.constexpr, GATE_PER_TOKEN: tl.constexpr, SCALE_PER_TOKEN: tl.constexpr,
     SUM_GATE: tl.constexpr, SUM_MODULATION: tl.constexpr,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n = channels * UNIT
     c = tl.arange(0, BLOCK)[None, :]
@@ -125,14 +125,17 @@ def modulate_gradient(
     gate = tl.zeros([1, BLOCK], tl.float32) + 1.0
     weight = tl.zeros([1, BLOCK], tl.float32) + 1.0
     bias = tl.zeros([1, BLOCK], tl.float32)
-    if SCALE is not None and not SCALE_PER_TOKEN:
-        scale = _modulation(
-            SCALE, b, first, first, scale_b, scale_f, scale_per, c, n, inside, False, UNIT
-        )
-    if GATE is not None and not GATE_PER_TOKEN:
-        gate = _modulation(
-            GATE, b, first, first, gate_b, gate_f, gate_per, c, n, inside, False, UNIT
-        )
+    scale_at = SCALE
+    gate_at = GATE
+    if SCALE is not None:
+        scale_at = SCALE + (b * scale_b + (start // scale_per).to(tl.int64) * scale_f) * UNIT + c
+    if GATE is not None:
+        gate_at = GATE + (b * gate_b + (start // gate_per).to(tl.int64) * gate_f) * UNIT + c
+    # KEEP: what is constant over the rows stays in registers
+    if KEEP and SCALE is not None and not SCALE_PER_TOKEN:
+        scale = tl.load(scale_at, mask=inside, other=0.0).to(tl.float32)
+    if KEEP and GATE is not None and not GATE_PER_TOKEN:
+        gate = tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
     if WEIGHT is not None:
         weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
     if BIAS is not None:
@@ -147,14 +150,14 @@ def modulate_gradient(
         mask = (i < end) & inside
         out = (b * tokens + i) * n + c
         grad = tl.zeros([ROWS, BLOCK], tl.float32)
-        if GRAD_H is not None:
-            grad = _rows(GRAD_H, b, i, grad_h_b, grad_h_t, c, mask, UNIT)
         if GRAD_Y is not None:
             h = _rows(X, b, i, x_b, x_t, c, mask, UNIT)
             dy = _rows(GRAD_Y, b, i, grad_y_b, grad_y_t, c, mask, UNIT)
             xhat, rstd = normalized(h, mask, n, eps, NORM)
             if SCALE_PER_TOKEN:
                 scale = _rows(SCALE, b, i, scale_b, scale_f, c, mask, UNIT)
+            elif not KEEP and SCALE is not None:
+                scale = tl.load(scale_at, mask=inside, other=0.0).to(tl.float32)
             dn = dy * (1.0 + scale)
             if SUM_MODULATION:
                 sum_d += dy
@@ -169,11 +172,15 @@ def modulate_gradient(
                     sum_d += dn
                 if DWEIGHT is not None:
                     sum_dx += dn * xhat
-            grad += normalized_gradient(dn * weight, xhat, rstd, n, NORM)
+            grad = normalized_gradient(dn * weight, xhat, rstd, n, NORM)
+        if GRAD_H is not None:
+            grad += _rows(GRAD_H, b, i, grad_h_b, grad_h_t, c, mask, UNIT)
         if DX is not None:
             tl.store(DX + out, grad.to(DX.dtype.element_ty), mask=mask)
         if GATE_PER_TOKEN:
             gate = _rows(GATE, b, i, gate_b, gate_f, c, mask, UNIT)
+        elif not KEEP and GATE is not None:
+            gate = tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
         if DBRANCH is not None:
             tl.store(DBRANCH + out, (grad * gate).to(DBRANCH.dtype.element_ty), mask=mask)
         if DGATE is not None:
@@ -190,6 +197,8 @@ def modulate_gradient(
         tl.store(DGATE + out, dgate.to(DGATE.dtype.element_ty), mask=inside)
     factor = tl.zeros([1, BLOCK], tl.float32) + 1.0
     if SUM_MODULATION:
+        if not KEEP and SCALE is not None:
+            scale = tl.load(scale_at, mask=inside, other=0.0).to(tl.float32)
         factor += scale
         if DSHIFT is not None:
             tl.store(DSHIFT + out, d.to(DSHIFT.dtype.element_ty), mask=inside)
@@ -252,7 +261,7 @@ class _Problem:
         constant = [m.per for m in (self.gate, self.shift, self.scale)
                     if m.tensor is not None and not m.per_token]  # fmt: skip
         self.run = math.gcd(self.tokens, *constant)
-        self.tile = tuning.pick(kernel, x.device, columns=self.channels)
+        self.tile = tuning.pick(kernel, x.device, columns=self.channels, itemsize=x.dtype.itemsize)
         self.block = block_size(self.channels)
 
     def rows(self, t):

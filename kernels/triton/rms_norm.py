@@ -67,7 +67,7 @@ def rms_norm_gradient(
     GRAD_H, GRAD_Y, X, WEIGHT, DX, DWEIGHT,
     gh_o, gh_m, gh_r, gy_o, gy_m, gy_r, x_o, x_m, x_r,
     middle, run, columns, tiles, tiles_each, eps,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n = columns * UNIT
     c = tl.arange(0, BLOCK)[None, :]
@@ -75,7 +75,7 @@ def rms_norm_gradient(
     per_run = tl.cdiv(run, ROWS)
     pid = tl.program_id(0)
     weight = tl.zeros([1, BLOCK], tl.float32) + 1.0
-    if WEIGHT is not None:
+    if KEEP and WEIGHT is not None:
         weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
     dweight = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(pid * tiles_each, tl.minimum((pid + 1) * tiles_each, tiles)):
@@ -83,9 +83,6 @@ def rms_norm_gradient(
         i = (tile % per_run * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
         mask = (i < run) & inside
         grad = tl.zeros([ROWS, BLOCK], tl.float32)
-        if GRAD_H is not None:
-            at = GRAD_H + row_base(first, middle, gh_o, gh_m, UNIT) + i * (gh_r * UNIT) + c
-            grad = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         if GRAD_Y is not None:
             x_at = X + row_base(first, middle, x_o, x_m, UNIT) + i * (x_r * UNIT) + c
             h = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
@@ -94,7 +91,12 @@ def rms_norm_gradient(
             xhat, rstd = normalized(h, mask, n, eps, "rms")
             if DWEIGHT is not None:
                 dweight += dy * xhat
-            grad += normalized_gradient(dy * weight, xhat, rstd, n, "rms")
+            if not KEEP and WEIGHT is not None:
+                weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
+            grad = normalized_gradient(dy * weight, xhat, rstd, n, "rms")
+        if GRAD_H is not None:
+            at = GRAD_H + row_base(first, middle, gh_o, gh_m, UNIT) + i * (gh_r * UNIT) + c
+            grad += tl.load(at, mask=mask, other=0.0).to(tl.float32)
         if DX is not None:
             out = (first.to(tl.int64) * run + i) * n + c
             tl.store(DX + out, grad.to(DX.dtype.element_ty), mask=mask)
@@ -114,7 +116,7 @@ def rms_norm(x, weight, residual, eps, cast):
         return NotImplemented
     columns = x.shape[-1]
     laid_out = lay_out(x.shape, x, residual)
-    tile = tuning.pick("rms_norm", x.device, columns=columns)
+    tile = tuning.pick("rms_norm", x.device, columns=columns, itemsize=x.dtype.itemsize)
     if laid_out is None or tile is None:
         return NotImplemented
     wide = cast == "after" and weight is not None
@@ -151,7 +153,7 @@ def rms_norm_backward(grad_h, grad_y, h, weight, eps, cast, mask):
         return NotImplemented
     columns = h.shape[-1]
     laid_out = lay_out(h.shape, grad_h, grad_y, h)
-    tile = tuning.pick("rms_norm_backward", h.device, columns=columns)
+    tile = tuning.pick("rms_norm_backward", h.device, columns=columns, itemsize=h.dtype.itemsize)
     if laid_out is None or tile is None:
         return NotImplemented
     dx = empty_if(mask[0], h)

@@ -5,8 +5,8 @@ is kept as the first members of its pairs, the second members, and what the tabl
 rotate-half these are three loads, for interleaved pairs one load that is split in registers.
 
 Bytes that must move, for N elements of q and k together of e bytes: forward 2 N e and the tables
-once; backward 2 N e (gradients in and out), with QK-norm 3 N e. The kernels move just these, and for
-the gradient of a norm weight 8 more bytes per column and program of several tokens.
+once; backward 2 N e (gradients in and out), with QK-norm 3 N e. The kernels move just these, and
+for the gradient of a norm weight 8 more bytes per column and program of several tokens.
 """
 
 import torch
@@ -220,7 +220,7 @@ def _heads(t):
     return ((0,) if t.dim() == 3 else ()) + t.stride()[:-1]
 
 
-def _table(t, q):
+def _table(t):
     """Strides of (batch, token) of a table (S, R) or (B, S, R), where B may be 1."""
     return (t.stride(0) if t.dim() == 3 and t.shape[0] > 1 else 0, t.stride(-2))
 
@@ -252,7 +252,7 @@ class _Problem:
     def numbers(self, tensors, tables):
         """UNIT, and the strides in it."""
         strides = [n for t in tensors for n in _heads(t)]
-        strides += [n for t in tables for n in _table(t, None)]
+        strides += [n for t in tables for n in _table(t)]
         step = unit(*strides)
         return step, in_units(step, strides)
 
