@@ -183,17 +183,11 @@ def row_base(run, middle, s_outer, s_middle, UNIT: tl.constexpr):
     return (outer * s_outer + inner * s_middle) * UNIT
 
 
-@triton.jit(
-    do_not_specialize=[
-        "columns",
-        "inner",
-        "outer",
-        "outer_stride",
-        "column_tiles",
-        "tiles",
-        "programs",
-    ]  # fmt: skip
-)
+_UNSPECIALISED = ["columns", "inner", "outer", "outer_stride"]
+_UNSPECIALISED += ["column_tiles", "tiles", "programs"]
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def sum_partials(
     PARTIALS, OUT,
     columns, inner, outer, outer_stride, column_tiles, tiles, programs,

@@ -90,7 +90,7 @@ def _rotate(X, Y, W, cos_a, cos_b, sin_a, sin_b, heads_n, s_h, eps, D: tl.conste
     if W is not None:
         w_a, w_b, w_rest = _weight(W, D, R, INTERLEAVED, PAIRS, REST)
     for h in range(0, heads_n, HEADS):
-        heads = h + tl.arange(0, HEADS)[:, None]
+        heads = (h + tl.arange(0, HEADS)[:, None]).to(tl.int64)
         mask = heads < heads_n
         a, b, rest = _load(X, heads, s_h, mask, D, R, INTERLEAVED, PAIRS, REST, 0.0)
         if W is not None:
@@ -139,7 +139,7 @@ def _rotate_back(G, X, DX, W, sum_a, sum_b, sum_rest, cos_a, cos_b, sin_a, sin_b
     if W is not None:
         w_a, w_b, w_rest = _weight(W, D, R, INTERLEAVED, PAIRS, REST)
     for h in range(0, heads_n, HEADS):
-        heads = h + tl.arange(0, HEADS)[:, None]
+        heads = (h + tl.arange(0, HEADS)[:, None]).to(tl.int64)
         mask = heads < heads_n
         g_1, g_2, rest = _load(G, heads, g_h, mask, D, R, INTERLEAVED, PAIRS, REST, 0.0)
         # the transpose of the rotation

@@ -76,6 +76,14 @@ def _pick(kernel, target, shape):
     return None
 
 
+def replace(target, kernel, index, tile):
+    """Put another tile into an entry of this process's table."""
+    entries = list(table(target)[kernel])
+    entries[index] = (entries[index][0], tile)
+    table(target)[kernel] = entries
+    _pick.cache_clear()
+
+
 def _admits(limit, value):
     if isinstance(limit, str | bool):
         return value == limit
