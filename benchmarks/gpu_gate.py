@@ -2,9 +2,9 @@
 
 Each op's host functions are called on meta tensors (gate_cases.py) with a driver that only names a
 target; a launch becomes a compile, with the specialisation that the launch would have had. The gate
-fails on a compile error, a spill, shared memory over the target's limit, an atomic, a matrix product
-without tensor-core instructions, a streaming kernel without 128-bit accesses, and an entry of the
-tile tables that no call picks. The rest is a table, committed, whose changes are for review.
+fails on a compile error, a spill, shared memory over the target's limit, an atomic, a matrix
+product without tensor-core instructions, a streaming kernel without 128-bit accesses, and an entry
+of the tile tables that no call picks. The rest is a table, committed, whose changes are for review.
 
     python benchmarks/gpu_gate.py --check     # compile, and compare with the committed table
     python benchmarks/gpu_gate.py             # compile, and write it

@@ -42,12 +42,12 @@ def glu_forward(
         first = rows // row_tiles  # the run of rows that the tile is in
         i = ((rows % row_tiles) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
         mask = (i < run) & (c < n)
-        a_at = A + row_base(first, middle, a_o, a_m, UNIT) + i * (a_r * UNIT) + c
-        b_at = B + row_base(first, middle, b_o, b_m, UNIT) + i * (b_r * UNIT) + c
+        a_at = A + row_base(first, middle, a_o, a_m, UNIT) + i * a_r * UNIT + c
+        b_at = B + row_base(first, middle, b_o, b_m, UNIT) + i * b_r * UNIT + c
         a = tl.load(a_at, mask=mask, other=0.0).to(tl.float32)
         b = tl.load(b_at, mask=mask, other=0.0).to(tl.float32)
         y = activation(a, ACTIVATION) * b
-        y_at = Y + (first.to(tl.int64) * run + i) * (y_r * UNIT) + c
+        y_at = Y + (first.to(tl.int64) * run + i) * y_r * UNIT + c
         tl.store(y_at, y.to(Y.dtype.element_ty), mask=mask)
 
 
@@ -65,15 +65,15 @@ def glu_gradient(
         first = rows // row_tiles
         i = ((rows % row_tiles) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
         mask = (i < run) & (c < n)
-        g_at = G + row_base(first, middle, g_o, g_m, UNIT) + i * (g_r * UNIT) + c
-        a_at = A + row_base(first, middle, a_o, a_m, UNIT) + i * (a_r * UNIT) + c
-        b_at = B + row_base(first, middle, b_o, b_m, UNIT) + i * (b_r * UNIT) + c
+        g_at = G + row_base(first, middle, g_o, g_m, UNIT) + i * g_r * UNIT + c
+        a_at = A + row_base(first, middle, a_o, a_m, UNIT) + i * a_r * UNIT + c
+        b_at = B + row_base(first, middle, b_o, b_m, UNIT) + i * b_r * UNIT + c
         g = tl.load(g_at, mask=mask, other=0.0).to(tl.float32)
         a = tl.load(a_at, mask=mask, other=0.0).to(tl.float32)
         b = tl.load(b_at, mask=mask, other=0.0).to(tl.float32)
         da = g * b * activation_grad(a, ACTIVATION)
         db = g * activation(a, ACTIVATION)
-        at = (first.to(tl.int64) * run + i) * (da_r * UNIT) + c
+        at = (first.to(tl.int64) * run + i) * da_r * UNIT + c
         tl.store(DA + at, da.to(DA.dtype.element_ty), mask=mask)
         tl.store(DB + at, db.to(DB.dtype.element_ty), mask=mask)
 

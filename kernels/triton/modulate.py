@@ -40,7 +40,7 @@ _UNSPECIALISED += [f"{t}_{s}" for t in ("gate", "shift", "scale") for s in ("b",
 @triton.jit
 def _rows(P, b, i, s_b, s_t, c, mask, UNIT: tl.constexpr):
     """Rows i of sample b, in float32."""
-    return tl.load(P + b * s_b * UNIT + i * (s_t * UNIT) + c, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(P + b * s_b * UNIT + i * s_t * UNIT + c, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit

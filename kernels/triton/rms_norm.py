@@ -46,10 +46,10 @@ def rms_norm_forward(
         i = (tile % per_run * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
         mask = (i < run) & (c < n)
         out = (first.to(tl.int64) * run + i) * n + c
-        x_at = X + row_base(first, middle, x_o, x_m, UNIT) + i * (x_r * UNIT) + c
+        x_at = X + row_base(first, middle, x_o, x_m, UNIT) + i * x_r * UNIT + c
         h = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
         if RESIDUAL is not None:
-            r_at = RESIDUAL + row_base(first, middle, r_o, r_m, UNIT) + i * (r_r * UNIT) + c
+            r_at = RESIDUAL + row_base(first, middle, r_o, r_m, UNIT) + i * r_r * UNIT + c
             h += tl.load(r_at, mask=mask, other=0.0).to(tl.float32)
             rounded = h.to(H.dtype.element_ty)
             tl.store(H + out, rounded, mask=mask)
@@ -84,9 +84,9 @@ def rms_norm_gradient(
         mask = (i < run) & inside
         grad = tl.zeros([ROWS, BLOCK], tl.float32)
         if GRAD_Y is not None:
-            x_at = X + row_base(first, middle, x_o, x_m, UNIT) + i * (x_r * UNIT) + c
+            x_at = X + row_base(first, middle, x_o, x_m, UNIT) + i * x_r * UNIT + c
             h = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
-            at = GRAD_Y + row_base(first, middle, gy_o, gy_m, UNIT) + i * (gy_r * UNIT) + c
+            at = GRAD_Y + row_base(first, middle, gy_o, gy_m, UNIT) + i * gy_r * UNIT + c
             dy = tl.load(at, mask=mask, other=0.0).to(tl.float32)
             xhat, rstd = normalized(h, mask, n, eps, "rms")
             if DWEIGHT is not None:
@@ -95,7 +95,7 @@ def rms_norm_gradient(
                 weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
             grad = normalized_gradient(dy * weight, xhat, rstd, n, "rms")
         if GRAD_H is not None:
-            at = GRAD_H + row_base(first, middle, gh_o, gh_m, UNIT) + i * (gh_r * UNIT) + c
+            at = GRAD_H + row_base(first, middle, gh_o, gh_m, UNIT) + i * gh_r * UNIT + c
             grad += tl.load(at, mask=mask, other=0.0).to(tl.float32)
         if DX is not None:
             out = (first.to(tl.int64) * run + i) * n + c

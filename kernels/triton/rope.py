@@ -111,6 +111,7 @@ def rope_forward(
 ):  # fmt: skip
     pid = tl.program_id(0)
     row = tl.zeros([1, 1], tl.int32)
+    q_h, k_h = tl.cast(q_h, tl.int64) * UNIT, tl.cast(k_h, tl.int64) * UNIT
     for token in range(pid * each, tl.minimum((pid + 1) * each, tokens)):
         at = tl.cast(token, tl.int64)
         b, s = at // seqlen, at % seqlen
@@ -120,12 +121,12 @@ def rope_forward(
         sin_1, sin_2, _ = _load(sin_at, row, 0, row < 1, R, R, INTERLEAVED, PAIRS, 1, 0.0)
         _rotate(
             Q + (b * q_b + s * q_s) * UNIT, Q_OUT + at * heads_q * D, Q_WEIGHT,
-            cos_1, cos_2, sin_1, sin_2, heads_q, q_h * UNIT, eps,
+            cos_1, cos_2, sin_1, sin_2, heads_q, q_h, eps,
             D, R, INTERLEAVED, HEADS_Q, PAIRS, REST,
         )  # fmt: skip
         _rotate(
             K + (b * k_b + s * k_s) * UNIT, K_OUT + at * heads_k * D, K_WEIGHT,
-            cos_1, cos_2, sin_1, sin_2, heads_k, k_h * UNIT, eps,
+            cos_1, cos_2, sin_1, sin_2, heads_k, k_h, eps,
             D, R, INTERLEAVED, HEADS_K, PAIRS, REST,
         )  # fmt: skip
 
@@ -182,6 +183,8 @@ def rope_gradient(
 ):  # fmt: skip
     pid = tl.program_id(0)
     row = tl.zeros([1, 1], tl.int32)
+    q_h, k_h = tl.cast(q_h, tl.int64) * UNIT, tl.cast(k_h, tl.int64) * UNIT
+    dq_h, dk_h = tl.cast(dq_h, tl.int64) * UNIT, tl.cast(dk_h, tl.int64) * UNIT
     q_1 = tl.zeros([HEADS_Q, PAIRS], tl.float32)
     q_2 = tl.zeros([HEADS_Q, PAIRS], tl.float32)
     q_rest = tl.zeros([HEADS_Q, REST], tl.float32)
@@ -199,14 +202,14 @@ def rope_gradient(
             q_1, q_2, q_rest = _rotate_back(
                 DQ_OUT + (b * dq_b + s * dq_s) * UNIT, Q + (b * q_b + s * q_s) * UNIT,
                 DQ + at * heads_q * D if DQ is not None else None, Q_WEIGHT, q_1, q_2, q_rest,
-                cos_1, cos_2, sin_1, sin_2, heads_q, dq_h * UNIT, q_h * UNIT, eps,
+                cos_1, cos_2, sin_1, sin_2, heads_q, dq_h, q_h, eps,
                 DQ_WEIGHT is not None, D, R, INTERLEAVED, HEADS_Q, PAIRS, REST,
             )  # fmt: skip
         if DK is not None or DK_WEIGHT is not None:
             k_1, k_2, k_rest = _rotate_back(
                 DK_OUT + (b * dk_b + s * dk_s) * UNIT, K + (b * k_b + s * k_s) * UNIT,
                 DK + at * heads_k * D if DK is not None else None, K_WEIGHT, k_1, k_2, k_rest,
-                cos_1, cos_2, sin_1, sin_2, heads_k, dk_h * UNIT, k_h * UNIT, eps,
+                cos_1, cos_2, sin_1, sin_2, heads_k, dk_h, k_h, eps,
                 DK_WEIGHT is not None, D, R, INTERLEAVED, HEADS_K, PAIRS, REST,
             )  # fmt: skip
     if DQ_WEIGHT is not None:
