@@ -90,7 +90,7 @@ def _runs(case, kwargs):
     def backward():
         outs = outputs(leaves)
         grads = torch.autograd.grad(outs, [leaves[n] for n in names], [o.detach() for o in outs])
-        return *outs, *grads
+        return *(o.detach() for o in outs), *grads
 
     return {"forward": forward, "backward": backward}
 
