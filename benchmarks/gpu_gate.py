@@ -7,7 +7,7 @@ product without tensor-core instructions, a streaming kernel without 128-bit acc
 of the tile tables that no call picks. The rest is a table, committed, whose changes are for review.
 
     python benchmarks/gpu_gate.py --check     # compile, and compare with the committed table
-    python benchmarks/gpu_gate.py             # compile, and write it
+    python benchmarks/gpu_gate.py             # compile, and write what has no complaint into it
 """
 
 import argparse
@@ -176,24 +176,32 @@ def in_a_process(target, op):
 
 
 def text_of(results):
-    """The committed form: sorted, a line per kernel."""
-    lines = []
-    for target in sorted(results):
-        rows = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(results[target].items())]
-        lines.append(f" {json.dumps(target)}: {{\n" + ",\n".join(rows) + "\n }")
+    """The committed form, {target: {op: {kernel: figures}}}: sorted, a line per kernel."""
+    targets = []
+    for target, ops in sorted(results.items()):
+        parts = []
+        for op, rows in sorted(ops.items()):
+            lines = [f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(rows.items())]
+            parts.append(f"  {json.dumps(op)}: {{\n" + ",\n".join(lines) + "\n  }")
+        targets.append(f" {json.dumps(target)}: {{\n" + ",\n".join(parts) + "\n }")
     columns = f' "columns": {json.dumps(COLUMNS)}'
-    return "{\n" + ",\n".join([columns, *lines]) + "\n}\n"
+    return "{\n" + ",\n".join([columns, *targets]) + "\n}\n"
 
 
-def differences(committed, results):
-    """Sentences on what is not as in the committed table."""
-    found = []
-    for target, rows in results.items():
-        before = committed.get(target, {})
-        for name in sorted(before.keys() | rows.keys()):
-            if before.get(name) != rows.get(name):
-                found.append(f"{target} {name}: {before.get(name)} -> {rows.get(name)}")
-    return found
+def committed():
+    """The committed table."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results.pop("columns", None)
+    return results
+
+
+def differences(before, rows):
+    """Sentences on what of one op and target is not as in the committed table."""
+    return [
+        f"{name}: {before.get(name)} -> {rows.get(name)}"
+        for name in sorted(before.keys() | rows.keys())
+        if before.get(name) != rows.get(name)
+    ]
 
 
 def main():
@@ -201,7 +209,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="fail if the table differs")
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
-    parser.add_argument("--op", action="append", help="default: all; the table is not written")
+    parser.add_argument("--op", action="append", help="default: all")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -210,22 +218,19 @@ def main():
     from mmkern.kernels import triton as kernels
 
     jobs = [(t, op) for t in args.target or TARGETS for op in args.op or kernels.OPS]
-    results, failed = collections.defaultdict(dict), False
+    results, failed = committed(), False
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        for (target, op), (rows, complaints) in zip(
-            jobs, pool.map(lambda job: in_a_process(*job), jobs), strict=True
-        ):
-            results[target].update(rows)
+        done = pool.map(lambda job: in_a_process(*job), jobs)
+        for (target, op), (rows, complaints) in zip(jobs, done, strict=True):
+            if args.check:
+                complaints += differences(results.get(target, {}).get(op, {}), rows)
+            elif not complaints:
+                results.setdefault(target, {})[op] = rows
+                RESULTS.write_text(text_of(results))
             failed |= bool(complaints)
             print(f"{target} {op}: {len(rows)} kernels, {len(complaints)} complaints", flush=True)
             for line in complaints:
-                print(f"  {line}")
-    if args.check:
-        changed = differences(json.loads(RESULTS.read_text()), results)
-        print("\n".join(changed))
-        failed |= bool(changed)
-    elif not (args.op or args.target or failed):
-        RESULTS.write_text(text_of(results))
+                print(f"  {line}", flush=True)
     return int(failed)
 
 
