@@ -72,7 +72,9 @@ def _modulate(table, dtype):
         columns = _columns(table, kernel, dtype)
         kinds = [("dit", n) for n in columns]
         if dtype == BF16:
-            kinds += [(k, columns[-1]) for k in ("affine", "per_token", "wan")]
+            # the shortest rows, several to a tile, and the longest
+            ends = (columns[0], columns[-1])
+            kinds += [(k, n) for k in ("affine", "per_token", "wan") for n in ends]
         for kind, n in kinds:
             x = meta(2, 64, n, dtype=dtype)
             branch, *modulation, norm = _modulate_arguments(kind, n, dtype)

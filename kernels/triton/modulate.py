@@ -154,11 +154,13 @@ def modulate_gradient(
             h = _rows(X, b, i, x_b, x_t, c, mask, UNIT)
             dy = _rows(GRAD_Y, b, i, grad_y_b, grad_y_t, c, mask, UNIT)
             xhat, rstd = normalized(h, mask, n, eps, NORM)
+            dn = dy
             if SCALE_PER_TOKEN:
-                scale = _rows(SCALE, b, i, scale_b, scale_f, c, mask, UNIT)
-            elif not KEEP and SCALE is not None:
-                scale = tl.load(scale_at, mask=inside, other=0.0).to(tl.float32)
-            dn = dy * (1.0 + scale)
+                dn += dy * _rows(SCALE, b, i, scale_b, scale_f, c, mask, UNIT)
+            elif KEEP:
+                dn += dy * scale
+            elif SCALE is not None:
+                dn += dy * tl.load(scale_at, mask=inside, other=0.0).to(tl.float32)
             if SUM_MODULATION:
                 sum_d += dy
                 sum_dx += dy * xhat
@@ -177,12 +179,15 @@ def modulate_gradient(
             grad += _rows(GRAD_H, b, i, grad_h_b, grad_h_t, c, mask, UNIT)
         if DX is not None:
             tl.store(DX + out, grad.to(DX.dtype.element_ty), mask=mask)
-        if GATE_PER_TOKEN:
-            gate = _rows(GATE, b, i, gate_b, gate_f, c, mask, UNIT)
-        elif not KEEP and GATE is not None:
-            gate = tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
         if DBRANCH is not None:
-            tl.store(DBRANCH + out, (grad * gate).to(DBRANCH.dtype.element_ty), mask=mask)
+            dbranch = grad
+            if GATE_PER_TOKEN:
+                dbranch = grad * _rows(GATE, b, i, gate_b, gate_f, c, mask, UNIT)
+            elif KEEP:
+                dbranch = grad * gate
+            elif GATE is not None:
+                dbranch = grad * tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
+            tl.store(DBRANCH + out, dbranch.to(DBRANCH.dtype.element_ty), mask=mask)
         if DGATE is not None:
             dgate = grad * _rows(BRANCH, b, i, branch_b, branch_t, c, mask, UNIT)
             if SUM_GATE:

@@ -95,10 +95,16 @@ ASCEND = {
 # sm_80's compiler spills where that of sm_90 does not
 SM80 = {**GPU, "modulate_backward": WHOLE_ROWS_BACKWARD[:-1]}
 
+# 64 threads a warp
+GFX = {
+    kernel: [(limits, {**tile, "num_warps": max(1, tile["num_warps"] // 2)}) for limits, tile in e]
+    for kernel, e in GPU.items()
+}
+
 TABLES = {
     "sm_80": SM80,
     "sm_90": GPU,
     "sm_100": GPU,
-    "gfx942": GPU,
+    "gfx942": GFX,
     "ascend910b": ASCEND,
 }
