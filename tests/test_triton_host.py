@@ -113,6 +113,20 @@ def test_rows_more_than_2_31_elements_apart(op, monkeypatch, tmp_path):
     assert torch.equal(calls[op](x), calls[op](near))
 
 
+@pytest.mark.parametrize("op", ["glu", "modulate", "rms_norm", "rope"])
+def test_a_sample_alone_has_the_bits_that_it_has_in_a_batch(op, monkeypatch):
+    run_ops_on_triton(monkeypatch)
+    angles = R(9, 16)
+    calls = {
+        "glu": mmkern.glu,
+        "modulate": lambda t: mmkern.modulate(t, t[:, 0], t[:, 1]),
+        "rms_norm": mmkern.rms_norm,
+        "rope": lambda t: mmkern.rope(*[t.view(-1, 9, 4, 16)] * 2, angles, angles)[1],
+    }
+    x = R(3, 9, 64).bfloat16() if op != "rope" else R(3, 9, 64)
+    assert torch.equal(calls[op](x)[1:2], calls[op](x[1:2]))
+
+
 def test_first_entry_that_admits_the_shape_is_picked():
     device = torch.device("cpu")
     with tuning.use_target("sm_90"):

@@ -10,9 +10,9 @@ import json
 
 import torch
 
-from mmkern import library
 from mmkern.bench import timing
 from mmkern.cases import Case, T
+from mmkern.kernels import triton as kernels
 
 PLAN = timing.Plan(sample_s=0.02, min_rounds=5, max_rounds=15, budget_s=2.0)
 #: A neighbour must be faster by this, with 95 % confidence: a table should not follow noise.
@@ -174,7 +174,7 @@ def _improve(run, kernel, index, target, plan, synchronize):
 def tune(device, say, *, ops=(), dtype=torch.bfloat16, cases=None, plan=PLAN, synchronize=None):
     """Improve the tables for ``device``; returns {kernel: entries} of the kernels that got better.
 
-    say: called with a line on each entry. ops: these alone, or all.
+    say: called with a line on each entry. ops: these alone, or all with kernels.
     """
     from mmkern.kernels.triton import tuning
 
@@ -182,7 +182,7 @@ def tune(device, say, *, ops=(), dtype=torch.bfloat16, cases=None, plan=PLAN, sy
     synchronize = synchronize or torch.accelerator.synchronize
     changed, done = set(), set()
     for case in CASES if cases is None else cases:
-        if (ops and case.op not in ops) or case.op not in library.OPS:
+        if case.op not in (ops or kernels.OPS):
             continue
         for part, run in _runs(case, case.make(dtype, device)).items():
             for kernel, index in sorted(_used(run) - done):
