@@ -110,7 +110,8 @@ def _rope(table, dtype):
         q, k = meta(2, 64, heads, dim, dtype=dtype), meta(2, 64, heads // 4, dim, dtype=dtype)
         table_ = meta(64, dim, dtype=dtype)
         w = meta(dim, dtype=dtype) if norm else None
-        bits = 64 if dim // 2 * dtype.itemsize % 16 else 128
+        # a few heads are less than 16 bytes for each of the 64 threads of an AMD warp
+        bits = 64 if heads <= 4 or dim // 2 * dtype.itemsize % 16 else 128
         label = f"heads={heads}"
         rest = (table_, table_, w, w, interleaved, 1e-6)
         yield Call(label, lambda q=q, k=k, r=rest: kernels.host("rope")(q, k, *r), bits)
