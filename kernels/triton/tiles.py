@@ -98,6 +98,10 @@ ASCEND = {
 
 # for sm_80 and sm_100 the compiler spills in the last entry, where for sm_90 it does not
 SHORTER = {**GPU, "modulate_backward": WHOLE_ROWS_BACKWARD[:-1]}
+SM80 = {
+    **SHORTER,
+    "rms_norm_backward": [*WHOLE_ROWS_BACKWARD, GPU["rms_norm_backward"][-1]],
+}
 
 # 64 threads a warp
 GFX = {
@@ -106,7 +110,7 @@ GFX = {
 }
 
 TABLES = {
-    "sm_80": SHORTER,
+    "sm_80": SM80,
     "sm_90": GPU,
     "sm_100": SHORTER,
     "gfx942": GFX,
