@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := requirements/dev.txt
 SANITIZED := build/sanitized
 
-.PHONY: help install build test bench bench-quick lint format sanitize fuzz results docs-check clean
+.PHONY: help install build test triton-test gpu-gate bench bench-quick lint format sanitize fuzz results docs-check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -28,6 +28,13 @@ build: $(VENV)/installed ## build the C++ extension (again, where a source chang
 
 test: build ## run the tests
 	$(BIN)/python -m pytest tests -q --durations=10
+
+# A process of its own: Triton reads the variable once, when it is imported.
+triton-test: build ## the Triton kernels in Triton's interpreter, without a GPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton*.py -q --durations=5
+
+gpu-gate: $(VENV)/installed ## compile every Triton kernel for four GPUs, without one, and compare
+	$(BIN)/python benchmarks/gpu_gate.py --check
 
 fuzz: build ## search for failing shapes for longer than the tests do
 	MMKERN_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py -q

@@ -46,3 +46,4 @@ _functions = (
 #: The same functions in plain eager PyTorch: ``mmkern.reference.attention(...)`` and so on.
 reference = _Namespace(**{f.__name__: _library.plain(f) for f in _functions})
 _library.load_native()
+_library.load_triton()

@@ -1,4 +1,4 @@
-"""The command line: ``python -m mmkern info | bench | compare | report``."""
+"""The command line: ``python -m mmkern info | bench | compare | report | tune``."""
 
 import argparse
 import signal
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmkern
+from mmkern import library
 
 
 def main(argv=None):
@@ -39,6 +40,15 @@ def _parser():
     report.add_argument("results", type=Path, help="results.json")
     report.add_argument("--output", type=Path, help="default: report.html beside the results")
     report.set_defaults(command=_report, parser=report)
+    tune = commands.add_parser(
+        "tune",
+        help="measure better tile sizes for the Triton kernels on this GPU",
+        description="Time the Triton kernels at real models' shapes with other tile sizes, and "
+        "write the faster ones where mmkern looks for them.",
+    )
+    tune.add_argument("--op", action="append", default=[], metavar="OP[,OP]", help="these ops only")
+    tune.add_argument("--output", type=Path, metavar="FILE", help="default: in the user's cache")
+    tune.set_defaults(command=_tune, parser=tune)
     return parser
 
 
@@ -171,6 +181,25 @@ def _report(args):
     path = args.output or args.results.with_name("report.html")
     report.write(found, path)
     Console().print(f"written: {path}")
+    return 0
+
+
+def _tune(args):
+    ops = _choice(args, "--op", _split(args.op), tuple(library.OPS))
+    backends = {name: b for name, b in library.BACKENDS.items() if name.startswith("triton")}
+    usable = [b.device for b in backends.values() if not b.missing]
+    if not usable:
+        reasons = "; ".join(b.missing for b in backends.values())
+        print(f"mmkern tune: no device runs the Triton kernels here ({reasons})", file=sys.stderr)
+        return 1
+    from mmkern.bench import tune
+    from mmkern.kernels.triton import tuning
+
+    device = torch.device(usable[0], 0)
+    found = tune.tune(device, print, ops=ops)
+    path = args.output or tuning.user_file()
+    tune.write(path, tuning.target(device), found)
+    print(f"written: {path} ({len(found)} kernels got faster)")
     return 0
 
 

@@ -39,6 +39,7 @@ OPS: dict[str, "Op"] = {}
 BACKENDS: dict[str, Backend] = {}
 _state = _State()
 _reported: set[tuple] = set()
+_fallbacks: dict[str, object] = {}
 
 
 def define(schema, reference):
@@ -51,7 +52,21 @@ def define(schema, reference):
         return reference(*args)
 
     _lib.impl(name, fallback, "CompositeExplicitAutograd")
+    _fallbacks[name] = fallback
     return getattr(torch.ops.mmkern, name).default
+
+
+def attach(name, kernel, key):
+    """Register a kernel of raw op ``name`` at a dispatch key.
+
+    Where ``kernel`` returns NotImplemented, the case is one for the reference.
+    """
+
+    def run(*args):
+        result = kernel(*args)
+        return _fallbacks[name](*args) if result is NotImplemented else result
+
+    _lib.impl(name, run, key)
 
 
 class Op:
@@ -158,6 +173,23 @@ def load_native():
         add_backend("cpu", "cpu", f"the C++ extension is not built ({error})")
     else:
         add_backend("cpu", "cpu")
+
+
+def load_triton():
+    """Attach the Triton kernels to GPUs and to NPUs, or note why there are none."""
+    backends = (("triton", "cuda", "CUDA"), ("triton_npu", "npu", "PrivateUse1"))
+    try:
+        triton = importlib.import_module("mmkern.kernels.triton")
+    except ImportError as error:
+        for backend, device, _ in backends:
+            add_backend(backend, device, f"the Triton kernels are not installed ({error})")
+        return
+    for backend, device, key in backends:
+        missing = triton.missing(device)
+        if missing is None:
+            for name in triton.RAW_OPS:
+                attach(name, triton.attached(name), key)
+        add_backend(backend, device, missing)
 
 
 def info():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mmkern
+from mmkern import library
 from mmkern.__main__ import main
 from mmkern.bench import job, photos, results
 
@@ -178,3 +179,11 @@ def test_compare_exits_1_over_the_given_percentage(capsys, result):
     assert main(["compare", str(path), str(after), "--fail-over", "10"]) == 1
     assert main(["compare", str(path), str(after), "--fail-over", "30"]) == 0
     assert "-25.0 %" in capsys.readouterr().out
+
+
+def test_tune_without_a_gpu_says_so_and_exits_1(capsys, monkeypatch):
+    gone = {"triton": library.Backend("cuda", "torch sees no cuda device")}
+    monkeypatch.setattr(library, "BACKENDS", gone)
+    assert main(["tune"]) == 1
+    sentence = "no device runs the Triton kernels here (torch sees no cuda device)"
+    assert capsys.readouterr().err == f"mmkern tune: {sentence}\n"

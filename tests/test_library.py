@@ -36,6 +36,31 @@ def test_missing_backend_says_why(monkeypatch):
         mmkern.use("npu")
 
 
+def test_missing_triton_says_why(monkeypatch):
+    def fail(name):
+        raise ImportError("no such file")
+
+    monkeypatch.setattr(library.importlib, "import_module", fail)
+    monkeypatch.setattr(library, "BACKENDS", {})
+    library.load_triton()
+    wanted = "the Triton kernels are not installed (no such file)"
+    assert {b.missing for b in library.BACKENDS.values()} == {wanted}
+
+
+def test_an_attached_kernel_leaves_cases_to_the_reference(caplog):
+    name = "attach_probe"
+    library.define(f"{name}(Tensor x) -> Tensor", lambda x: x + 1)
+    kernel = lambda x: x * 2 if x.dtype == torch.float32 else NotImplemented  # noqa: E731
+    library.attach(name, kernel, "CPU")
+    probe = torch.ops.mmkern.attach_probe
+    assert torch.equal(probe(X), X * 2)
+    with caplog.at_level(logging.INFO, logger="mmkern"):
+        assert torch.equal(probe(X.double()), X.double() + 1)
+    assert "the kernel does not take this case" in caplog.messages[0]
+    with mmkern.use("cpu"), pytest.raises(RuntimeError, match="demands a kernel"):
+        probe(X.double())
+
+
 def test_missing_extension_says_why(monkeypatch):
     def fail(name):
         raise ImportError("no such file")

@@ -1,0 +1,135 @@
+"""Makes Triton's interpreter right for bfloat16, and runs mmkern's ops on the Triton kernels in it.
+
+The interpreter keeps bfloat16 as uint16 and computes on these integers: products, sums and
+comparisons are wrong, and float32 is cut off, not rounded. ``correct_bfloat16`` widens operands to
+float32 before and rounds results after each operation, as hardware does. Triton reads
+TRITON_INTERPRET when it is imported, so these tests have a process of their own: make triton-test.
+"""
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from mmkern import library
+from mmkern.kernels import triton as kernels
+
+Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+
+
+def _is_bf16(handle):
+    kind = getattr(handle.dtype, "scalar", handle.dtype)
+    return kind == tl.bfloat16 and handle.data.dtype == np.uint16
+
+
+def _float32(handle):
+    bits = handle.data.astype(np.uint32) << np.uint32(16)
+    return Handle(bits.view(np.float32), tl.float32)
+
+
+def _bfloat16(values):
+    """float32 values rounded to nearest even."""
+    values = np.ascontiguousarray(values, np.float32)
+    bits = values.view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
+    return Handle(np.where(np.isnan(values), np.uint16(0x7FC0), rounded), tl.bfloat16)
+
+
+def _wide(arg):
+    return _float32(arg) if isinstance(arg, Handle) and _is_bf16(arg) else arg
+
+
+def _through_float32(original):
+    def run(self, *args, **kwargs):
+        if not any(isinstance(a, Handle) and _is_bf16(a) for a in args):
+            return original(self, *args, **kwargs)
+        result = original(self, *map(_wide, args), **kwargs)
+        return result if result.data.dtype == np.bool_ else _bfloat16(result.data)
+
+    return run
+
+
+def _dot(self, a, b, d, *args, **kwargs):
+    # float32 operands: BLAS, where numpy has but a slow loop for halves
+    a, b = (_wide(t).data.astype(np.float32) for t in (a, b))
+    return Handle((np.matmul(a, b) + d.data).astype(d.data.dtype), d.dtype.scalar)
+
+
+def _cast(original):
+    def run(self, source, target, *rounding):
+        to = target.scalar
+        if _is_bf16(source):
+            source = _float32(source)
+            if to == tl.float32:
+                return source
+        if to == tl.bfloat16:
+            return _bfloat16(source.data.astype(np.float32))
+        return original(self, source, target, *rounding)
+
+    return run
+
+
+def correct_bfloat16():
+    """Patch the interpreter of this process."""
+    for name in ("binary_op", "unary_op", "create_fma", "create_erf", "create_rsqrt"):
+        setattr(Builder, name, _through_float32(getattr(Builder, name)))
+    Builder.create_dot = _dot
+    Builder.cast_impl = _cast(Builder.cast_impl)
+    Builder.create_fp_to_fp = _cast(Builder.create_fp_to_fp)
+
+
+def run_ops_on_triton(monkeypatch):
+    """Until the test ends, mmkern's ops run the host functions of kernels/triton on CPU tensors.
+
+    A case that the kernels do not take is an error.
+    """
+
+    def demanding(raw):
+        function = kernels.host(raw)
+
+        def run(*args):
+            result = function(*args)
+            assert result is not NotImplemented, f"{raw}: no kernel for this case"
+            return result
+
+        return run
+
+    for name in kernels.OPS:
+        op = library.OPS[name]
+        module = __import__(op.reference.__module__, fromlist=["_"])
+        monkeypatch.setattr(module, "_forward", demanding(name))
+        monkeypatch.setattr(module, "_backward", demanding(f"{name}_backward"))
+        monkeypatch.setattr(op, "forward", demanding(name))
+
+
+class Guards:
+    """Copies of tensors that lie, strides and all, in storage that is NaN wherever they are not.
+
+    A kernel that reads outside a tensor gets NaN; one that writes there is found by ``check``.
+    """
+
+    margin = 64
+
+    def __init__(self):
+        self.guarded = []
+
+    def __call__(self, t):
+        if not isinstance(t, torch.Tensor) or not t.dtype.is_floating_point:
+            return t
+        extent = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
+        storage = t.new_full((max(extent, 0) + 2 * self.margin,), torch.nan)
+        view = storage.as_strided(t.shape, t.stride(), self.margin)
+        distinct = view
+        for dim, stride in enumerate(t.stride()):
+            if stride == 0:
+                distinct, t = distinct.narrow(dim, 0, 1), t.narrow(dim, 0, 1)
+        distinct.copy_(t)
+        self.guarded.append((storage, storage.clone()))
+        return view
+
+    def check(self):
+        """Assert that every storage is as it was, NaN by NaN."""
+        for now, before in self.guarded:
+            assert torch.equal(torch.nan_to_num(now, 7.0), torch.nan_to_num(before, 7.0))
+            assert torch.equal(now.isnan(), before.isnan())
