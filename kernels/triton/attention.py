@@ -89,7 +89,7 @@ def _step(
 def attention_forward(
     Q, K, V, PAD, CU_Q, CU_K, OUT, LSE,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, pad_batch, pad_row,
-    out_split, lse_split, heads_q, sq, sk, lse_head, heads, blocks, splits, segments, group, scale,
+    lse_split, heads_q, sq, sk, lse_head, heads, blocks, splits, segments, group, scale,
     left, right,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     DV: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr,
@@ -119,8 +119,11 @@ def attention_forward(
         LSE += q_start
     else:
         q_start, k_start = batch * 0, batch * 0
-        OUT += split * out_split + batch * sq * heads_q * DV
-        LSE += split * lse_split + batch * heads_q * lse_head
+        OUT += batch * sq * heads_q * DV
+        LSE += batch * heads_q * lse_head
+    if SPLIT > 0:
+        OUT += split * lse_split * DV
+        LSE += split * lse_split
     index = block * BM + tl.arange(0, BM)
     rows = index // PACK
     q_heads = head * PACK + index % PACK
@@ -257,7 +260,7 @@ def attention(
     unit, strides = row_strides(q4, k4, v4)
     attention_forward[(programs,)](
         q, k, v, key_padding_mask, cu_seqlens_q, cu_seqlens_k, to, to_lse,
-        *strides, *padding_strides(key_padding_mask), out.numel(), lse.numel(), hq, sq, sk, sq,
+        *strides, *padding_strides(key_padding_mask), lse.numel(), hq, sq, sk, sq,
         hq // pack, blocks, parts, segments, hq // hk, scale,
         UNIT=unit, PACK=pack, SPLIT=split if parts > 1 else 0, **width, **tile,
         **options(q.dtype, causal, window_left, window_right, key_padding_mask, cu_seqlens_q),

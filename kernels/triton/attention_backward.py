@@ -15,12 +15,10 @@ from mmkern.kernels.triton import tuning
 from mmkern.kernels.triton.attention_common import (
     INTEGERS,
     batched,
-    edge,
     key_range,
     load_rows,
     options,
     padding_strides,
-    ranges,
     row_strides,
     segment_of,
     store_rows,
@@ -30,45 +28,6 @@ from mmkern.kernels.triton.attention_common import (
     widths,
 )
 from mmkern.kernels.triton.common import cdiv, dense
-
-
-@triton.jit
-def _dq_step(
-    dq0, dq1, q0, q1, g0, g1, lse, delta, K, V, PAD, n, pos, sk, k_row, v_row, pad_row, scale,
-    left, right,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    DV: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, BN: tl.constexpr,
-    MASK: tl.constexpr, PADDED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EXACT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add what one block of keys, from key n on, gives to dq."""
-    cols = tl.arange(0, BN)
-    left_over = sk - n
-    base = K + tl.cast(n, tl.int64) * k_row
-    k0 = load_rows(base, k_row, cols, left_over, D, 0, D0, MASK)
-    s = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
-    k1 = k0
-    if D1 > 0:
-        k1 = load_rows(base, k_row, cols, left_over, D, D0, D1, MASK)
-        s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION)
-    p = weights(s, lse[:, None], scale, EXACT)
-    if MASK:
-        seen = visible(pos[:, None], (n + cols)[None, :], sk, left, right, HAS_LEFT, HAS_RIGHT)
-        p = tl.where(seen, p, 0.0)
-    if PADDED:
-        kept = tl.load(PAD + (n + cols) * pad_row, mask=cols < left_over, other=0)[None, :] != 0
-        p = tl.where(kept, p, 0.0)
-    base = V + tl.cast(n, tl.int64) * v_row
-    v0 = load_rows(base, v_row, cols, left_over, DV, 0, V0, MASK)
-    dp = tl.dot(g0, tl.trans(v0), input_precision=PRECISION)
-    if V1 > 0:
-        v1 = load_rows(base, v_row, cols, left_over, DV, V0, V1, MASK)
-        dp = tl.dot(g1, tl.trans(v1), dp, input_precision=PRECISION)
-    ds = (p * (dp - delta[:, None])).to(K.dtype.element_ty)
-    dq0 = tl.dot(ds, k0, dq0, input_precision=PRECISION)
-    if D1 > 0:
-        dq1 = tl.dot(ds, k1, dq1, input_precision=PRECISION)
-    return dq0, dq1
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -137,78 +96,41 @@ def attention_dq(
         q1 = load_rows(Q, q_row, rows, limit, D, D0, D1, True)
     pos = first + rows + (sk - sq)
     last = tl.minimum(first + BM, sq) - 1
-    lo, full_lo, full_hi, hi = key_range(
-        first + sk - sq, last + sk - sq, sk, left, right, HAS_LEFT, HAS_RIGHT
-    )
+    lo, _, _, hi = key_range(first + sk - sq, last + sk - sq, sk, left, right, HAS_LEFT, HAS_RIGHT)
     if VARLEN:
         hi = tl.where(first < sq, hi, 0)
-    lo, before, full_lo, full_hi, edges = ranges(lo, full_lo, full_hi, hi, BN)
     dq0 = tl.zeros([BM, D0], tl.float32)
     dq1 = tl.zeros([BM, D1 if D1 > 0 else 16], tl.float32)
-    for n in range(full_lo, full_hi, BN):
-        dq0, dq1 = _dq_step(
-            dq0, dq1, q0, q1, g0, g1, lse, delta, K, V, PAD, n, pos, sk, k_row, v_row, pad_row,
-            scale, left, right, D, D0, D1, DV, V0, V1, BN,
-            False, PADDED, HAS_LEFT, HAS_RIGHT, EXACT, PRECISION,
-        )  # fmt: skip
-    for i in range(0, edges):
-        n = edge(i, lo, before, full_hi, BN)
-        dq0, dq1 = _dq_step(
-            dq0, dq1, q0, q1, g0, g1, lse, delta, K, V, PAD, n, pos, sk, k_row, v_row, pad_row,
-            scale, left, right, D, D0, D1, DV, V0, V1, BN,
-            True, PADDED, HAS_LEFT, HAS_RIGHT, EXACT, PRECISION,
-        )  # fmt: skip
+    cols = tl.arange(0, BN)
+    # masked throughout: a second loop for the blocks that need it spills registers
+    for n in range(tl.maximum(lo, 0) // BN * BN, hi, BN):
+        keys_left = sk - n
+        k_base = K + tl.cast(n, tl.int64) * k_row
+        v_base = V + tl.cast(n, tl.int64) * v_row
+        k0 = load_rows(k_base, k_row, cols, keys_left, D, 0, D0, True)
+        s = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
+        k1 = k0
+        if D1 > 0:
+            k1 = load_rows(k_base, k_row, cols, keys_left, D, D0, D1, True)
+            s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION)
+        p = weights(s, lse[:, None], scale, EXACT)
+        seen = visible(pos[:, None], (n + cols)[None, :], sk, left, right, HAS_LEFT, HAS_RIGHT)
+        if PADDED:
+            kept = tl.load(PAD + (n + cols) * pad_row, mask=cols < keys_left, other=0)
+            seen = seen & (kept[None, :] != 0)
+        p = tl.where(seen, p, 0.0)
+        v0 = load_rows(v_base, v_row, cols, keys_left, DV, 0, V0, True)
+        dp = tl.dot(g0, tl.trans(v0), input_precision=PRECISION)
+        if V1 > 0:
+            v1 = load_rows(v_base, v_row, cols, keys_left, DV, V0, V1, True)
+            dp = tl.dot(g1, tl.trans(v1), dp, input_precision=PRECISION)
+        ds = (p * (dp - delta[:, None])).to(K.dtype.element_ty)
+        dq0 = tl.dot(ds, k0, dq0, input_precision=PRECISION)
+        if D1 > 0:
+            dq1 = tl.dot(ds, k1, dq1, input_precision=PRECISION)
     store_rows(DQ, heads_q * D, rows, limit, dq0 * scale, D, 0, D0)
     if D1 > 0:
         store_rows(DQ, heads_q * D, rows, limit, dq1 * scale, D, D0, D1)
-
-
-@triton.jit
-def _dkdv_step(
-    dk0, dk1, dv0, dv1, k0, k1, v0, v1, Q, GRAD, LSE, DELTA, m, keys, sq, shift, q_row, grad_row,
-    scale, left, right,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    DV: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, BM: tl.constexpr,
-    MASK: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EXACT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add what one block of queries, from query m on, gives to dk and dv; all tiles transposed.
-
-    Keys past the end and padded ones get rows of nonsense that nobody reads.
-    """
-    rows = tl.arange(0, BM)
-    limit = sq - m
-    base = Q + tl.cast(m, tl.int64) * q_row
-    q0 = load_rows(base, q_row, rows, limit, D, 0, D0, MASK)
-    s = tl.dot(k0, tl.trans(q0), input_precision=PRECISION)
-    q1 = q0
-    if D1 > 0:
-        q1 = load_rows(base, q_row, rows, limit, D, D0, D1, MASK)
-        s = tl.dot(k1, tl.trans(q1), s, input_precision=PRECISION)
-    if MASK:
-        lse = tl.load(LSE + m + rows, mask=rows < limit, other=float("-inf"))
-        delta = tl.load(DELTA + m + rows, mask=rows < limit, other=0.0)
-    else:
-        lse = tl.load(LSE + m + rows)
-        delta = tl.load(DELTA + m + rows)
-    lse = tl.where(lse == float("-inf"), 1.0e30, lse)
-    p = weights(s, lse[None, :], scale, EXACT)
-    if MASK and (HAS_LEFT or HAS_RIGHT):
-        pos = (m + rows + shift)[None, :]
-        p = tl.where(visible(pos, keys, 2147483647, left, right, HAS_LEFT, HAS_RIGHT), p, 0.0)
-    base = GRAD + tl.cast(m, tl.int64) * grad_row
-    g0 = load_rows(base, grad_row, rows, limit, DV, 0, V0, MASK)
-    dv0 = tl.dot(p.to(GRAD.dtype.element_ty), g0, dv0, input_precision=PRECISION)
-    dp = tl.dot(v0, tl.trans(g0), input_precision=PRECISION)
-    if V1 > 0:
-        g1 = load_rows(base, grad_row, rows, limit, DV, V0, V1, MASK)
-        dv1 = tl.dot(p.to(GRAD.dtype.element_ty), g1, dv1, input_precision=PRECISION)
-        dp = tl.dot(v1, tl.trans(g1), dp, input_precision=PRECISION)
-    ds = (p * (dp - delta[None, :])).to(Q.dtype.element_ty)
-    dk0 = tl.dot(ds, q0, dk0, input_precision=PRECISION)
-    if D1 > 0:
-        dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION)
-    return dk0, dk1, dv0, dv1
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -258,38 +180,54 @@ def attention_dkdv(
 
     shift = sk - sq
     last = tl.minimum(first + BN, sk) - 1
-    lo, full_lo, full_hi, hi = 0, 0, sq, sq
+    lo, hi = 0, sq
     if HAS_RIGHT:
-        lo, full_lo = first - right - shift, last - right - shift
+        lo = tl.maximum(first - right - shift, 0) // BM * BM
     if HAS_LEFT:
-        full_hi, hi = (
-            tl.minimum(sq, first + left - shift + 1),
-            tl.minimum(sq, last + left - shift + 1),
-        )
+        hi = tl.minimum(sq, last + left - shift + 1)
     if VARLEN:
         hi = tl.where(first < sk, hi, 0)
-    lo, before, full_lo, full_hi, edges = ranges(lo, full_lo, full_hi, hi, BM)
     keys = (first + cols)[:, None]
-    for g in range(0, group):
-        q_head_index = head * group + g
-        Q_head = Q + (batch * q_batch + q_head_index * q_head) * UNIT + q_start * q_row
-        GRAD_head = (
-            GRAD + (batch * grad_batch + q_head_index * grad_head) * UNIT + q_start * grad_row
-        )
-        place = (batch * heads_k * group + q_head_index) * lse_head + q_start
-        for m in range(full_lo, full_hi, BM):
-            dk0, dk1, dv0, dv1 = _dkdv_step(
-                dk0, dk1, dv0, dv1, k0, k1, v0, v1, Q_head, GRAD_head, LSE + place, DELTA + place,
-                m, keys, sq, shift, q_row, grad_row, scale, left, right, D, D0, D1, DV, V0, V1, BM,
-                False, HAS_LEFT, HAS_RIGHT, EXACT, PRECISION,
-            )  # fmt: skip
-        for i in range(0, edges):
-            m = edge(i, lo, before, full_hi, BM)
-            dk0, dk1, dv0, dv1 = _dkdv_step(
-                dk0, dk1, dv0, dv1, k0, k1, v0, v1, Q_head, GRAD_head, LSE + place, DELTA + place,
-                m, keys, sq, shift, q_row, grad_row, scale, left, right, D, D0, D1, DV, V0, V1, BM,
-                True, HAS_LEFT, HAS_RIGHT, EXACT, PRECISION,
-            )  # fmt: skip
+    count = (tl.maximum(hi - lo, 0) + BM - 1) // BM
+    Q += batch * q_batch * UNIT + q_start * q_row
+    GRAD += batch * grad_batch * UNIT + q_start * grad_row
+    LSE += batch * heads_k * group * lse_head + q_start
+    DELTA += batch * heads_k * group * lse_head + q_start
+    # one loop, not one a head and one more for masked blocks: three of them spill registers
+    for i in range(0, count * group):
+        m = lo + i % count * BM
+        q_index = (head * group + i // count).to(tl.int64)
+        q_base = Q + q_index * q_head * UNIT + m.to(tl.int64) * q_row
+        g_base = GRAD + q_index * grad_head * UNIT + m.to(tl.int64) * grad_row
+        rows = tl.arange(0, BM)
+        rows_left = sq - m
+        q0 = load_rows(q_base, q_row, rows, rows_left, D, 0, D0, True)
+        s = tl.dot(k0, tl.trans(q0), input_precision=PRECISION)
+        q1 = q0
+        if D1 > 0:
+            q1 = load_rows(q_base, q_row, rows, rows_left, D, D0, D1, True)
+            s = tl.dot(k1, tl.trans(q1), s, input_precision=PRECISION)
+        # a query past the end, and one without keys, has lse -inf
+        at = q_index * lse_head + m + rows
+        lse = tl.load(LSE + at, mask=rows < rows_left, other=float("-inf"))
+        lse = tl.where(lse == float("-inf"), 1.0e30, lse)
+        p = weights(s, lse[None, :], scale, EXACT)
+        if HAS_LEFT or HAS_RIGHT:
+            pos = (m + rows + shift)[None, :]
+            seen = visible(pos, keys, 2147483647, left, right, HAS_LEFT, HAS_RIGHT)
+            p = tl.where(seen, p, 0.0)
+        g0 = load_rows(g_base, grad_row, rows, rows_left, DV, 0, V0, True)
+        dv0 = tl.dot(p.to(GRAD.dtype.element_ty), g0, dv0, input_precision=PRECISION)
+        dp = tl.dot(v0, tl.trans(g0), input_precision=PRECISION)
+        if V1 > 0:
+            g1 = load_rows(g_base, grad_row, rows, rows_left, DV, V0, V1, True)
+            dv1 = tl.dot(p.to(GRAD.dtype.element_ty), g1, dv1, input_precision=PRECISION)
+            dp = tl.dot(v1, tl.trans(g1), dp, input_precision=PRECISION)
+        delta = tl.load(DELTA + at, mask=rows < rows_left, other=0.0)
+        ds = (p * (dp - delta[None, :])).to(Q.dtype.element_ty)
+        dk0 = tl.dot(ds, q0, dk0, input_precision=PRECISION)
+        if D1 > 0:
+            dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION)
     if PADDED:
         kept = tl.load(
             PAD + batch * pad_batch + (first + cols) * pad_row, mask=cols < limit, other=0

@@ -12,7 +12,7 @@ from mmkern.kernels.triton.common import block_size, fits, in_units, unit
 
 #: The integer arguments of the kernels, whose values none of them is compiled for.
 INTEGERS = [f"{t}_{s}" for t in ("q", "k", "v", "out", "grad") for s in ("batch", "row", "head")]
-INTEGERS += ["pad_batch", "pad_row", "out_split", "lse_split", "lse_head", "sq", "sk", "left"]
+INTEGERS += ["pad_batch", "pad_row", "lse_split", "lse_head", "sq", "sk", "left"]
 INTEGERS += ["right", "heads_q", "heads_k", "heads", "blocks", "splits", "segments", "group"]
 INTEGERS += ["parts", "rows"]
 
