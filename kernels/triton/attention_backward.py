@@ -49,7 +49,7 @@ def attention_dq(
     block = pid % blocks
     if HAS_RIGHT:
         block = blocks - 1 - block  # the longest rows first: the last ones then fill the gaps
-    head = pid // blocks % heads_q
+    head = tl.cast(pid // blocks % heads_q, tl.int64)
     batch = tl.cast(pid // blocks // heads_q, tl.int64)
     q_start, k_start, token = batch * 0, batch * 0, batch * sq
     if VARLEN:
@@ -149,7 +149,7 @@ def attention_dkdv(
     q_row, grad_row, k_row, v_row = q_row * UNIT, grad_row * UNIT, k_row * UNIT, v_row * UNIT
     pid = tl.program_id(0)
     block = pid % blocks
-    head = pid // blocks % heads_k
+    head = tl.cast(pid // blocks % heads_k, tl.int64)
     batch = tl.cast(pid // blocks // heads_k, tl.int64)
     q_start, k_start, token = batch * 0, batch * 0, batch * sk
     if VARLEN:
@@ -196,7 +196,7 @@ def attention_dkdv(
     # one loop, not one a head and one more for masked blocks: three of them spill registers
     for i in range(0, count * group):
         m = lo + i % count * BM
-        q_index = (head * group + i // count).to(tl.int64)
+        q_index = head * group + i // count
         q_base = Q + q_index * q_head * UNIT + m.to(tl.int64) * q_row
         g_base = GRAD + q_index * grad_head * UNIT + m.to(tl.int64) * grad_row
         rows = tl.arange(0, BM)

@@ -8,6 +8,8 @@ Backward: one product with the activation's gradient in its epilogue, which also
 activation again, and one for the input. Both are ours because rows must not depend on how many
 others there are, as they may in a library that picks an algorithm by size. Gradients of weights
 sum over all rows and have nothing to fuse: they are torch's products and sums.
+
+An x whose rows are not evenly spaced is copied.
 """
 
 import torch
@@ -144,7 +146,7 @@ def mlp(x, rows, w1, b1, w2, b2, norm_weight, norm_bias, activation, norm, eps, 
         return NotImplemented
     y = _multiply(linear, h, w2, b2, None, w2.shape[0])
     if merge == 1:
-        y = y.reshape(*x.shape[:-1], -1 if x.numel() else w2.shape[0])
+        y = y.reshape(*x.shape[:-1], w2.shape[0])
         z = z.reshape(*x.shape[:-1], w1.shape[0]) if save else z
     return y, z
 

@@ -6,7 +6,8 @@ Flattened patches (B, N, K) are images of N patches of one pixel with K channels
 
 The gradient of x goes by the same addresses; patches do not overlap, so nothing is summed. That of
 the weight splits the tokens in a way fixed by the shapes and adds the parts in order. Sums over
-tokens or images alone, and the weight of flattened patches, are torch's.
+tokens or images alone, and the weight of flattened patches, are torch's. A weight or gradient that
+is not contiguous is copied.
 """
 
 import torch
