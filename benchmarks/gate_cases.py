@@ -16,7 +16,7 @@ from mmkern.kernels import triton as kernels
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 #: Kernels that need not have 128-bit accesses both ways: a sum writes a row for many that it reads.
-SCALAR = {"sum_partials"}
+SCALAR = {"sum_partials", "attention_join"}
 
 
 class Call(NamedTuple):

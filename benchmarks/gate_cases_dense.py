@@ -22,7 +22,7 @@ def _dims(limits, dtype):
     widest = limits["head_dim"]
     dims = [(widest, widest)]
     if dtype == BF16:
-        dims += {64: [(40, 40)], 128: [(64, 64), (72, 72), (96, 96)], 256: [(192, 128)]}.get(
+        dims += {64: [(40, 40)], 128: [(64, 64), (72, 72), (96, 96)], 192: [(192, 128)]}.get(
             widest, []
         )
     return dims

@@ -41,7 +41,7 @@ ATTENTION = [
     _case("padding", (2, 140, 1, 64), (2, 200, 1, 64), key_padding_mask=T((2, 200), kind="mask")),
     _packed("packed", (130, 1, 0, 64, 65), 1, 72),
     _packed("packed_causal_window", (150, 90), 1, 40, causal=True, window=(50, -1)),
-    _case("split", (2, 2, 4, 72), (2, 700, 2, 72), causal=True, return_lse=True),
+    _case("split", (1, 2, 2, 72), (1, 700, 1, 72), causal=True, return_lse=True),
     _case("split_window", (1, 1, 2, 64), (1, 600, 1, 64), window=(100, 0), return_lse=True),
 ]
 
@@ -87,18 +87,17 @@ def _run(q, k, v, grad, **kwargs):
 
 def test_attention_does_not_see_its_neighbours():
     """The bits of a sequence, in a batch and packed, are those it gets alone."""
-    q, k, v, grad = torch.randn(4, 2, 130, 2, 40, generator=torch.Generator().manual_seed(0))
+    q, k, v, grad = torch.randn(4, 2, 70, 1, 24, generator=torch.Generator().manual_seed(0))
     both = _run(q, k, v, grad, causal=True)
-    for i in range(2):
-        alone = _run(*(t[i : i + 1] for t in (q, k, v, grad)), causal=True)
-        for got, wanted in zip(both, alone, strict=True):
-            assert torch.equal(got[i : i + 1], wanted)
-    cu = torch.tensor([0, 50, 130], dtype=torch.int32)
+    alone = _run(*(t[1:] for t in (q, k, v, grad)), causal=True)
+    for got, wanted in zip(both, alone, strict=True):
+        assert torch.equal(got[1:], wanted)
+    cu = torch.tensor([0, 30, 70], dtype=torch.int32)
     packed = _run(*(t[0] for t in (q, k, v, grad)), cu_seqlens_q=cu)
-    one = torch.tensor([0, 80], dtype=torch.int32)
-    alone = _run(*(t[0, 50:] for t in (q, k, v, grad)), cu_seqlens_q=one)
+    one = torch.tensor([0, 40], dtype=torch.int32)
+    alone = _run(*(t[0, 30:] for t in (q, k, v, grad)), cu_seqlens_q=one)
     for got, wanted in zip(packed, alone, strict=True):
-        assert torch.equal(got[50:], wanted)
+        assert torch.equal(got[30:], wanted)
 
 
 def test_attention_of_an_expanded_gradient():
@@ -111,8 +110,8 @@ def test_attention_of_an_expanded_gradient():
 
 
 @pytest.mark.parametrize("name, size, kernel", [
-    ("split_weight", (3, 3, 224, 224), (24, 3, 8, 8)),
-    ("video", (1, 4, 6, 34, 70), (136, 4, 1, 2, 2)),
+    ("split_weight", (1, 3, 200, 224), (24, 3, 8, 8)),
+    ("video", (1, 4, 3, 18, 34), (136, 4, 1, 2, 2)),
     ("flat", (300, 147), (140, 3, 7, 7)),
 ])  # fmt: skip
 def test_patch_embed(name, size, kernel):
