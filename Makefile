@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := requirements/dev.txt
 SANITIZED := build/sanitized
 
-.PHONY: help install build test triton-test gpu-gate bench bench-quick lint format sanitize fuzz results docs-check clean
+.PHONY: help install build test triton-test gpu-gate bench bench-quick lint format sanitize fuzz results docs-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -62,6 +62,9 @@ sanitize: $(VENV)/installed ## kernel tests on a build with the address and unde
 	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	  $(BIN)/pytest tests/test_accuracy.py tests/test_edges.py -q -x -k 'not fallback' -p no:cacheprovider
+
+gpu-check: build ## on a CUDA machine: correctness, compute-sanitizer, times against peers
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove everything that was built, .venv included
 	rm -rf $(VENV) build out *.egg-info mmkern/*.so

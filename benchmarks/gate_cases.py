@@ -8,6 +8,7 @@ one entry each.
 
 from typing import NamedTuple
 
+import gate_cases_dense
 import torch
 
 from mmkern.kernels import triton as kernels
@@ -15,7 +16,7 @@ from mmkern.kernels import triton as kernels
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 #: Kernels that need not have 128-bit accesses both ways: a sum writes a row for many that it reads.
-SCALAR = {"sum_partials"}
+SCALAR = {"sum_partials", "attention_join"}
 
 
 class Call(NamedTuple):
@@ -120,4 +121,17 @@ def _rope(table, dtype):
         yield Call(label, lambda args=args: kernels.host("rope_backward")(*args), bits)
 
 
-CALLS = {"glu": _glu, "modulate": _modulate, "rms_norm": _rms_norm, "rope": _rope}
+def _dense(op):
+    def calls(table, dtype):
+        return (Call(*call) for call in gate_cases_dense.CALLS[op](table, dtype))
+
+    return calls
+
+
+CALLS = {
+    "glu": _glu,
+    "modulate": _modulate,
+    "rms_norm": _rms_norm,
+    "rope": _rope,
+    **{op: _dense(op) for op in gate_cases_dense.CALLS},
+}

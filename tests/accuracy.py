@@ -36,11 +36,9 @@ def forward(functions, case, kwargs):
 
 
 def cotangents(outs, seed=1):
-    """One fixed gradient for each output, in its dtype; none where the output is all infinite."""
+    """One fixed gradient for each output, like it; none where the output is all infinite."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outs
-    ]
+    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outs]
 
 
 def gradients(functions, case, kwargs, cotangent):

@@ -12,12 +12,7 @@ import sys
 import torch
 
 #: Ops with kernels here, each in the file of its name.
-OPS = (
-    "glu",
-    "modulate",
-    "rms_norm",
-    "rope",
-)
+OPS = ("attention", "glu", "mlp", "modulate", "patch_embed", "rms_norm", "rope")
 #: The raw ops, forward and backward.
 RAW_OPS = tuple(raw for op in OPS for raw in (op, f"{op}_backward"))
 

@@ -4,6 +4,8 @@ Ours were chosen by reasoning and the compile gate (no spill, 128-bit accesses);
 has improved is said beside the entry.
 """
 
+from mmkern.kernels.triton import tiles_dense
+
 # A row of a tile is a row of the tensor, so that a norm sees it whole; longer rows than the last
 # entry's are the reference's.
 WHOLE_ROWS = [
@@ -110,9 +112,9 @@ GFX = {
 }
 
 TABLES = {
-    "sm_80": SM80,
-    "sm_90": GPU,
-    "sm_100": SHORTER,
-    "gfx942": GFX,
-    "ascend910b": ASCEND,
+    "sm_80": {**SM80, **tiles_dense.SM80},
+    "sm_90": {**GPU, **tiles_dense.SM90},
+    "sm_100": {**SHORTER, **tiles_dense.SM100},
+    "gfx942": {**GFX, **tiles_dense.GFX942},
+    "ascend910b": {**ASCEND, **tiles_dense.ASCEND},
 }
