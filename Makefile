@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := requirements/dev.txt
 SANITIZED := build/sanitized
 
-.PHONY: help install build test triton-test gpu-gate bench bench-quick lint format sanitize fuzz results docs-check gpu-check clean
+.PHONY: help install build test triton-test gpu-gate bench bench-quick bench-full lint format sanitize fuzz results docs-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -44,6 +44,26 @@ bench: build ## the main job: ops and models against eager PyTorch and torch.com
 
 bench-quick: build ## the same, short
 	$(BIN)/mmkern bench --quick --output out/bench-quick
+
+bench-full: build ## the same, every workload in every dtype, in about ten minutes
+	$(BIN)/mmkern bench --full --output out/bench-full
+
+RESULTS := benchmarks/results
+TABLES := $(BIN)/python -m mmkern.bench.readme
+results: bench-full ## measure again, and write the committed results and the tables made from them
+	$(BIN)/python -m pytest tests/test_accuracy.py -q --junit-xml out/cpu.xml
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py -q --junit-xml out/triton.xml
+	cp out/bench-full/results.json $(RESULTS)/cpu.json
+	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml $(RESULTS)/cpu.json \
+	  --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
+	$(TABLES) $(RESULTS)/cpu.json README.md --short
+	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
+	$(TABLES) $(RESULTS)/matrix.json README.md
+
+docs-check: build ## fail where a table is not what its committed results make
+	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
+	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
+	$(TABLES) $(RESULTS)/matrix.json README.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .

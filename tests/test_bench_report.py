@@ -209,13 +209,29 @@ def test_matrix_counts_the_accuracy_tests(found, tmp_path):
     junit, output, document = tmp_path / "j.xml", tmp_path / "m.json", tmp_path / "README.md"
     junit.write_text(JUNIT)
     (tmp_path / "r.json").write_text(json.dumps(found))
-    assert matrix.count(junit) == {("glu", "reference"): [2, 0], ("modulate", "reference"): [0, 1]}
+    assert matrix.count([junit]) == {
+        ("glu", "reference"): [2, 0],
+        ("modulate", "reference"): [0, 1],
+    }
     assert matrix.main([str(junit), str(tmp_path / "r.json"), "-o", str(output)]) == 0
     document.write_text(DOCUMENT)
     assert readme.main([str(output), str(document)]) == 0
     text = document.read_text()
     assert "| glu | 4 right (2 tests) |" in text
     assert "| modulate | 1 tests fail |" in text and "| rope | 0 none |" in text
+
+
+def test_matrix_has_a_column_for_each_target_of_the_compile_gate(found, tmp_path):
+    junit = tmp_path / "j.xml"
+    junit.write_text(
+        '<testsuite><testcase classname="tests.test_triton" name="test_forward[glu-one-float32]"/>'
+        '<testcase classname="tests.test_triton" name="test_gradients[rope-llama-float32]"/>'
+        "</testsuite>"
+    )
+    evidence = matrix.collect([junit], found, {"sm_90": {"glu": {}}})
+    rungs = {op: cells["triton sm_90"]["rung"] for op, cells in evidence["ops"].items()}
+    assert (rungs["glu"], rungs["rope"], rungs["mlp"]) == (2, 1, 0)
+    assert "| 2 compiles (1 tests) |" in matrix.table(evidence)
 
 
 def test_matrix_says_measured_only_of_rows_that_ran_on_the_kernels(found, tmp_path, monkeypatch):
@@ -226,7 +242,7 @@ def test_matrix_says_measured_only_of_rows_that_ran_on_the_kernels(found, tmp_pa
     everywhere = {op: {"reference": (True, ""), "cpu": (True, "CPU")} for op in workloads.OPS}
     monkeypatch.setattr(matrix.mmkern, "info", lambda: everywhere)
     ran = {"rows": [found["rows"][0] | {"backend": "cpu"}]}
-    assert matrix.collect(junit, ran)["ops"]["glu"]["cpu"]["rung"] == 5
+    assert matrix.collect([junit], ran)["ops"]["glu"]["cpu"]["rung"] == 5
     fell_back = {"rows": [found["rows"][0] | {"backend": "reference"}]}
-    assert matrix.collect(junit, fell_back)["ops"]["glu"]["cpu"]["rung"] == 4
-    assert matrix.collect(junit, ran)["ops"]["rope"]["cpu"]["rung"] == 0
+    assert matrix.collect([junit], fell_back)["ops"]["glu"]["cpu"]["rung"] == 4
+    assert matrix.collect([junit], ran)["ops"]["rope"]["cpu"]["rung"] == 0

@@ -1,8 +1,9 @@
 """The support matrix: how far each op is proven on each target, from committed evidence.
 
-    python -m pytest tests/test_accuracy.py --junit-xml out/junit.xml
-    python -m mmkern.bench.matrix out/junit.xml benchmarks/results/cpu.json \\
-        -o benchmarks/results/matrix.json
+    python -m pytest tests/test_accuracy.py --junit-xml out/cpu.xml
+    TRITON_INTERPRET=1 python -m pytest tests/test_triton.py --junit-xml out/triton.xml
+    python -m mmkern.bench.matrix out/cpu.xml out/triton.xml benchmarks/results/cpu.json \\
+        --gate benchmarks/results/gpu_gate.json -o benchmarks/results/matrix.json
 
 Rungs: 0 none; 1 right in emulation; 2 compiles for the target; 3 its lowered code executed and
 right; 4 right on the hardware; 5 measured on the hardware against its peers. The reference is plain
@@ -20,25 +21,31 @@ import mmkern
 from mmkern.bench import machine, results
 
 SCHEMA = "mmkern-matrix/1"
+#: the column of what Triton's interpreter ran; it stands for every target of the compile gate
+TRITON = "triton"
 #: a parameter of tests/test_accuracy.py -> the column that it proves
 COLUMNS = {"fallback": "reference", "dispatched": "cpu"}
 RUNGS = ("none", "emulated", "compiles", "lowered", "right", "measured")
 _ID = re.compile(r"test_(?:forward|gradients)\[(?P<parameters>.*)\]")
 
 
-def count(junit):
-    """{(op, column): [passed, failed]} from a JUnit file of tests/test_accuracy.py."""
+def count(junits):
+    """{(op, column): [passed, failed]} from JUnit files of test_accuracy.py and test_triton.py."""
     counts = {}
-    for test in ElementTree.parse(junit).getroot().iter("testcase"):
-        match = _ID.search(test.get("name", ""))
-        if match is None or test.find("skipped") is not None:
-            continue
-        parts = match["parameters"].split("-")
-        column = next((COLUMNS[part] for part in parts if part in COLUMNS), None)
-        op = next((_raw(part) for part in parts if _raw(part) in mmkern.library.OPS), None)
-        if column and op:
-            broken = test.find("failure") is not None or test.find("error") is not None
-            counts.setdefault((op, column), [0, 0])[broken] += 1
+    for junit in junits:
+        for test in ElementTree.parse(junit).getroot().iter("testcase"):
+            match = _ID.search(test.get("name", ""))
+            if match is None or test.find("skipped") is not None:
+                continue
+            parts = match["parameters"].split("-")
+            if test.get("classname", "").endswith("test_triton"):
+                column = TRITON
+            else:
+                column = next((COLUMNS[part] for part in parts if part in COLUMNS), None)
+            op = next((_raw(part) for part in parts if _raw(part) in mmkern.library.OPS), None)
+            if column and op:
+                broken = test.find("failure") is not None or test.find("error") is not None
+                counts.setdefault((op, column), [0, 0])[broken] += 1
     return counts
 
 
@@ -46,30 +53,21 @@ def _raw(function):
     return "modulate" if function.startswith("gated_") else function
 
 
-def collect(junit, found):
-    """The evidence: for each op and column its rung and what it stands on."""
-    counts = count(junit)
-    kernels = mmkern.info()
+def collect(junits, found, gate=None):
+    """The evidence: for each op and column its rung and what it stands on.
+
+    gate: {target: {op: ...}} of what benchmarks/gpu_gate.py compiled, or None.
+    """
+    counts = count(junits)
     cells = {}
     for op in mmkern.library.OPS:
-        cells[op] = {}
-        for column in COLUMNS.values():
-            passed, failed = counts.get((op, column), (0, 0))
-            available = kernels[op].get(column, (False, ""))[0]
-            measured = [
-                row
-                for row in found["rows"]
-                if row["kind"] == "op" and row["op"] == op and row["backend"] == column
-            ]
-            right = available and passed > 0 and failed == 0
-            good = all(row["status"] == "ok" for row in measured)
-            rung = 0 if not right else 5 if column != "reference" and measured and good else 4
-            cells[op][column] = {
-                "rung": rung,
-                "passed": passed,
-                "failed": failed,
-                "rows": len(measured),
-            }
+        cells[op] = {column: _native(op, column, counts, found) for column in COLUMNS.values()}
+        for target, compiled in (gate or {}).items():
+            passed, failed = counts.get((op, TRITON), (0, 0))
+            right = passed > 0 and failed == 0
+            rung = 0 if not right else 2 if op in compiled else 1
+            column = f"{TRITON} {target}"
+            cells[op][column] = {"rung": rung, "passed": passed, "failed": failed, "rows": 0}
     return {
         "schema": SCHEMA,
         "environment": {
@@ -79,6 +77,21 @@ def collect(junit, found):
         },
         "ops": cells,
     }
+
+
+def _native(op, column, counts, found):
+    """The cell of a column whose tests ran on the hardware itself."""
+    passed, failed = counts.get((op, column), (0, 0))
+    available = mmkern.info()[op].get(column, (False, ""))[0]
+    measured = [
+        row
+        for row in found["rows"]
+        if row["kind"] == "op" and row["op"] == op and row["backend"] == column
+    ]
+    right = available and passed > 0 and failed == 0
+    good = all(row["status"] == "ok" for row in measured)
+    rung = 0 if not right else 5 if column != "reference" and measured and good else 4
+    return {"rung": rung, "passed": passed, "failed": failed, "rows": len(measured)}
 
 
 def load(path):
@@ -103,13 +116,13 @@ def table(evidence):
         texts = (_cell(cells[column]) for column in columns)
         lines.append(f"| {op} | {' | '.join(texts)} |")
     e = evidence["environment"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Evidence: mmkern {e['mmkern']} on {e['cpu']}, {e['isa']}; accuracy tests passed.",
-        ]
-    )
+    text = f"Evidence: mmkern {e['mmkern']} on {e['cpu']}, {e['isa']}; accuracy tests passed."
+    if any(column.startswith(TRITON) for column in columns):
+        text += (
+            " Triton kernels: 1 right in Triton's interpreter, 2 compile for the target besides, "
+            "within its registers and shared memory; none has run on a GPU."
+        )
+    return "\n".join([*lines, "", text])
 
 
 def _cell(cell):
@@ -123,13 +136,16 @@ def _cell(cell):
 def main(argv=None):
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mmkern.bench.matrix", description=__doc__)
-    parser.add_argument("junit", type=Path, help="pytest --junit-xml of tests/test_accuracy.py")
+    parser.add_argument("junit", type=Path, nargs="+", help="pytest --junit-xml of the tests")
     parser.add_argument("results", type=Path, help="results.json of mmkern bench")
+    parser.add_argument("--gate", type=Path, help="what benchmarks/gpu_gate.py wrote")
     parser.add_argument("-o", "--output", type=Path, required=True, help="matrix.json")
     args = parser.parse_args(argv)
     try:
-        evidence = collect(args.junit, results.load(args.results))
-    except (OSError, ElementTree.ParseError, results.ResultsError) as error:
+        gate = json.loads(args.gate.read_text(encoding="utf-8")) if args.gate else {}
+        gate.pop("columns", None)
+        evidence = collect(args.junit, results.load(args.results), gate)
+    except (OSError, json.JSONDecodeError, ElementTree.ParseError, results.ResultsError) as error:
         parser.error(str(error))
     results.write_text(args.output, json.dumps(evidence, indent=1) + "\n")
     return 0

@@ -6,7 +6,7 @@
 A result of ``mmkern bench`` fills the text between ``<!-- bench:begin -->`` and
 ``<!-- bench:end -->``; a support matrix (mmkern.bench.matrix), that between
 ``<!-- matrix:begin -->`` and ``<!-- matrix:end -->``. With --check nothing is written, and drift
-exits 1.
+exits 1. --short keeps the workloads of ``mmkern bench --quick`` and the models.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from mmkern.bench import matrix, results, tables
+from mmkern.bench.workloads import WORKLOADS
 
 
 class MarkersMissing(ValueError):
@@ -35,15 +36,20 @@ def replace(document, name, body):
     return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", document)
 
 
-def bench_table(found):
+def bench_table(found, short=False):
     """Markdown: one line per workload, one group of columns per dtype."""
     rows = [row for row in found["rows"] if row["kind"] != "overhead"]
+    if short:
+        quick = {w.id for w in WORKLOADS if w.quick}
+        rows = [r for r in rows if r["kind"] == "model" or _workload_id(r) in quick]
     dtypes = [d for d in tables.SHORT if any(row["dtype"] == d for row in rows)]
     head = [
+        "op",
         "workload",
         *(f"{tables.SHORT[d]} {c}" for d in dtypes for c in ("ms", "vs eager", "vs compile")),
+        "vs others",
     ]
-    lines = [_line(head), _line(["---", "---"] + ["---:"] * (len(head) - 2))]
+    lines = [_line(head), _line(["---", "---"] + ["---:"] * (len(head) - 3) + ["---"])]
     for key in dict.fromkeys((row["kind"] == "model", *_identity(row)) for row in rows):
         same = {
             row["dtype"]: row for row in rows if (row["kind"] == "model", *_identity(row)) == key
@@ -54,6 +60,7 @@ def bench_table(found):
         cells = [any_row["function"] + passes, where]
         for dtype in dtypes:
             cells += _cells(same.get(dtype))
+        cells.append(_others([same.get(dtype) for dtype in dtypes]))
         lines.append(_line(cells))
     return "\n".join([*lines, "", _footnote(found)])
 
@@ -62,14 +69,34 @@ def _identity(row):
     return row["function"], row["name"], row["variant"]
 
 
+def _workload_id(row):
+    passes = "training" if row["variant"] == "forward+backward" else "forward"
+    return f"{row['function']}-{row['name']}-{passes}"
+
+
+def _others(rows):
+    """The ratios to rivals other than the two baselines, dtype by dtype."""
+    names = dict.fromkeys(
+        n for row in rows if row for n in row["ratios"] if n not in tables.BASELINES
+    )
+    texts = []
+    for name in names:
+        ratios = [results.ratio(row, name) if row else None for row in rows]
+        texts.append(f"{name}: {', '.join(_ratio(r) for r in ratios if r is not None)}")
+    return "; ".join(texts)
+
+
+def _ratio(r):
+    return "-" if r is None else f"{r:.2f}" if r >= 1 else f"**{r:.2f}**"
+
+
 def _cells(row):
     if row is None:
         return ["", "", ""]
     if row["status"] == "failed":
         return ["FAILED", "", ""]
     ratios = (results.ratio(row, name) for name in tables.BASELINES)
-    texts = ["-" if r is None else f"{r:.2f}" if r >= 1 else f"**{r:.2f}**" for r in ratios]
-    return [tables.milliseconds(results.milliseconds(row, "mmkern")), *texts]
+    return [tables.milliseconds(results.milliseconds(row, "mmkern")), *map(_ratio, ratios)]
 
 
 def _line(cells):
@@ -90,6 +117,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m mmkern.bench.readme", description=__doc__)
     parser.add_argument("evidence", type=Path, help="results.json, or matrix.json")
     parser.add_argument("document", type=Path, help="README.md")
+    parser.add_argument("--short", action="store_true", help="a selection of the workloads")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on drift")
     args = parser.parse_args(argv)
     try:
@@ -97,7 +125,7 @@ def main(argv=None):
         if schema == matrix.SCHEMA:
             name, body = "matrix", matrix.table(matrix.load(args.evidence))
         else:
-            name, body = "bench", bench_table(results.load(args.evidence))
+            name, body = "bench", bench_table(results.load(args.evidence), args.short)
         old = args.document.read_text(encoding="utf-8")
         new = replace(old, name, body)
     except (OSError, ValueError, AttributeError) as error:
