@@ -80,6 +80,11 @@ template <class T>
 struct ActivatedRow {
   const MlpProductArgs& args;
 
+  void prefetch(int64_t i, int64_t rows, int64_t j, int64_t n) const {
+    const int64_t cols = args.plan.cols;
+    prefetch_to_write(static_cast<const T*>(args.out) + i * cols + j, rows, cols, n);
+  }
+
   template <class F>
   MMKERN_BODY void row(int64_t i, int64_t j, int64_t n, const float* sums) const {
     const T* const bias = static_cast<const T*>(args.bias);
@@ -104,6 +109,11 @@ template <class T>
 struct HiddenGradRow {
   const MlpProductArgs& args;
 
+  void prefetch(int64_t i, int64_t rows, int64_t j, int64_t n) const {
+    const int64_t cols = args.plan.cols;
+    prefetch_to_write(static_cast<const T*>(args.out) + i * cols + j, rows, cols, n);
+  }
+
   template <class F>
   MMKERN_BODY void row(int64_t i, int64_t j, int64_t n, const float* sums) const {
     const int64_t offset = i * args.plan.cols + j;
@@ -122,6 +132,9 @@ struct HiddenGradRow {
 template <class Row>
 struct StoreWithActivation {
   Row store;
+  void prefetch(int64_t i, int64_t rows, int64_t j, int64_t n) const {
+    store.prefetch(i, rows, j, n);
+  }
   void operator()(int64_t i, int64_t rows, int64_t j, int64_t n, const float* sums) const {
     with_activation(store.args.activation, [&](auto f) MMKERN_BODY {
       for (int64_t r = 0; r < rows; ++r) {

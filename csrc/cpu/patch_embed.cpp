@@ -77,6 +77,11 @@ template <class T>
 struct StoreTokens {
   const PatchEmbedArgs& args;
 
+  void prefetch(int64_t i, int64_t rows, int64_t j, int64_t n) const {
+    const int64_t cols = args.plan.cols;
+    prefetch_to_write(static_cast<const T*>(args.out) + i * cols + j, rows, cols, n);
+  }
+
   void operator()(int64_t i, int64_t rows, int64_t j, int64_t n, const float* sums) const {
     if (args.pos_embed == nullptr) return finish<NoPosition>(i, rows, j, n, sums);
     if (args.pos_is_float32) return finish<float>(i, rows, j, n, sums);
@@ -115,6 +120,7 @@ struct StoreTokens {
 template <class T>
 struct StorePatches {
   PatchGrid pixels;
+  void prefetch(int64_t, int64_t, int64_t, int64_t) const {}
   void operator()(int64_t i, int64_t rows, int64_t j, int64_t n, const float* sums) const {
     T* const data = static_cast<T*>(pixels.data);
     for (int64_t r = 0; r < rows; ++r, sums += kTileCols) {
