@@ -45,6 +45,14 @@ _FULL_DQ = [(False, _to(64), 32, 32, 8, 1), (False, _to(128), 16, 16, 8, 1)]
 _FULL_DKDV = [(False, _to(128), 32, 32, 8, 1)]
 _FULL_GEMM = (64, 64, 16, 8, 2)
 
+
+def _narrow(half):
+    """The gradient of the erf GELU and addresses of pixels spill with 128 columns."""
+    entries = _gemm(half, _FULL_GEMM)
+    return {name: entries[name] for name in ("linear_gradient", "patch_grad_x")}
+
+
+
 SM90 = {
     **_attention(
         [
@@ -61,8 +69,7 @@ SM90 = {
         [(True, _to(128), 64, 128, 8, 2), (True, _to(256), 32, 64, 8, 2), *_FULL_DKDV],
     ),
     **_gemm((128, 128, 64, 8, 3), _FULL_GEMM),
-    # the gradient of the erf GELU spills with 128 columns
-    "linear_gradient": _gemm((128, 64, 64, 8, 3), _FULL_GEMM)["linear_gradient"],
+    **_narrow((128, 64, 64, 8, 3)),
 }
 # tensor memory holds the accumulators there; the tiles of Hopper fit
 SM100 = SM90
@@ -80,7 +87,7 @@ SM80 = {
         [(True, _to(128), 64, 32, 4, 2), (True, _to(256), 32, 32, 8, 1), *_FULL_DKDV],
     ),
     **_gemm((128, 128, 32, 8, 3), _FULL_GEMM),
-    "linear_gradient": _gemm((128, 64, 32, 8, 3), _FULL_GEMM)["linear_gradient"],
+    **_narrow((128, 64, 32, 8, 3)),
 }
 # 64 KiB of shared memory, 512 registers, waves of 64
 GFX942 = {
