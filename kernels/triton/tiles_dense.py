@@ -52,7 +52,6 @@ def _narrow(half):
     return {name: entries[name] for name in ("linear_gradient", "patch_grad_x")}
 
 
-
 SM90 = {
     **_attention(
         [
