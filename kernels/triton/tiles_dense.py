@@ -65,13 +65,18 @@ SM90 = {
             *_FULL_FORWARD,
         ],
         [(True, _to(128), 128, 64, 8, 3), (True, _to(256), 64, 32, 8, 2), *_FULL_DQ],
-        [(True, _to(128), 64, 128, 8, 2), (True, _to(256), 32, 64, 8, 2), *_FULL_DKDV],
+        [(True, _to(128), 32, 128, 8, 2), (True, _to(256), 32, 64, 8, 2), *_FULL_DKDV],
     ),
     **_gemm((128, 128, 64, 8, 3), _FULL_GEMM),
     **_narrow((128, 64, 64, 8, 3)),
 }
-# tensor memory holds the accumulators there; the tiles of Hopper fit
-SM100 = SM90
+# the tiles of Hopper, but for 128 keys at a time, which spill when causal
+SM100 = {
+    **SM90,
+    "attention": [
+        (limits, {**tile, "BN": min(tile["BN"], 64)}) for limits, tile in SM90["attention"]
+    ],
+}
 # 164 KiB of shared memory, and operands of products in registers
 SM80 = {
     **_attention(
