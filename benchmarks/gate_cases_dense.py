@@ -22,51 +22,57 @@ def _dims(limits, dtype):
     widest = limits["head_dim"]
     dims = [(widest, widest)]
     if dtype == BF16:
-        dims += {64: [(40, 40)], 128: [(64, 64), (72, 72), (96, 96)], 192: [(192, 128)]}.get(
+        wide = [(192, 192), (192, 128)]
+        dims += {64: [(40, 40)], 128: [(64, 64), (72, 72), (96, 96)], 192: wide[1:], 256: wide}.get(
             widest, []
         )
-    return dims
+    return dims if dtype != F16 else dims[:1]
 
 
 def _tensors(mode, dim, dim_v, dtype):
-    """(q, k, v, cu_seqlens) of a mode of the table."""
+    """(q, k, v, key_padding_mask, cu_seqlens) of a mode of the table, or with padding."""
     if mode == "packed":
         cu = torch.empty(9, dtype=torch.int32, device="meta")
         q, k, v = (_meta(4096, 16, d, dtype=dtype) for d in (dim, dim, dim_v))
-        return q, k, v, cu
+        return q, k, v, None, cu
     queries, group = (1, 4) if mode == "few" else (4096, 1)
     q = _meta(2, queries, 16, dim, dtype=dtype)
     k, v = (_meta(2, 4096, 16 // group, d, dtype=dtype) for d in (dim, dim_v))
-    return q, k, v, None
+    padding = _meta(2, 4096, dtype=torch.bool) if mode == "padded" else None
+    return q, k, v, padding, None
+
+
+#: The range that a query sees: (causal, left, right).
+RANGES = {"full": (False, -1, -1), "causal": (True, -1, -1), "window": (False, 1024, 1024)}
 
 
 def _attention(table, dtype):
-    for limits in _entries(table, "attention", dtype):
-        mode = limits.get("mode", "batched")
-        for dim, dim_v in _dims(limits, dtype)[: 1 if dtype == F16 else None]:
-            for causal in (False, True) if dtype == BF16 else (True,):
-                yield (
-                    f"{mode} {'causal' if causal else 'full'}",
-                    lambda a=(mode, dim, dim_v, dtype), c=causal: _run_attention(*a, c),
-                )
-    for limits in _entries(table, "attention_dq", dtype):
-        for dim, dim_v in _dims(limits, dtype)[: 1 if dtype == F16 else None]:
-            for causal in (False, True) if dtype == BF16 and dim <= 128 else (True,):
-                yield (
-                    "causal" if causal else "full",
-                    lambda a=(dim, dim_v, dtype), c=causal: _run_attention_backward(*a, c),
-                )
+    most = dtype == BF16
+    ranges = ("full", "causal") if most else ("causal",)
+    for run, kernel in ((_forward, "attention"), (_backward, "attention_dq")):
+        calls = [
+            (limits.get("mode", "batched"), *dims, seen)
+            for limits in _entries(table, kernel, dtype)
+            for dims in _dims(limits, dtype)
+            for seen in (ranges if run is _forward or dims[0] <= 128 else ("causal",))
+        ]
+        if most:
+            calls += [("packed", 80, 80, seen) for seen in ranges]
+            calls += [("padded", 72, 72, "full"), ("batched", 128, 128, "window")]
+        for mode, dim, dim_v, seen in calls:
+            yield f"{mode} {seen}", lambda r=run, a=(mode, dim, dim_v, dtype, seen): r(*a)
 
 
-def _run_attention(mode, dim, dim_v, dtype, causal):
-    q, k, v, cu = _tensors(mode, dim, dim_v, dtype)
-    return kernels.host("attention")(q, k, v, None, cu, cu, 4096, 4096, causal, -1, -1, 0.1)
+def _forward(mode, dim, dim_v, dtype, seen):
+    q, k, v, padding, cu = _tensors(mode, dim, dim_v, dtype)
+    args = (padding, cu, cu, 4096, 4096, *RANGES[seen], 0.1)
+    return kernels.host("attention")(q, k, v, *args)
 
 
-def _run_attention_backward(dim, dim_v, dtype, causal):
-    q, k, v, _ = _tensors("batched", dim, dim_v, dtype)
-    lse = _meta(2, 16, 4096, dtype=F32)
-    args = (None, None, None, 4096, 4096, causal, -1, -1, 0.1)
+def _backward(mode, dim, dim_v, dtype, seen):
+    q, k, v, padding, cu = _tensors(mode, dim, dim_v, dtype)
+    lse = _meta(*((16, 4096) if cu is not None else (2, 16, 4096)), dtype=F32)
+    args = (padding, cu, cu, 4096, 4096, *RANGES[seen], 0.1)
     return kernels.host("attention_backward")(v, None, q, k, v, v, lse, *args)
 
 

@@ -42,8 +42,15 @@ _FULL_FORWARD = [
     (False, _to(512), 16, 16, 8, 1),
 ]
 _FULL_DQ = [(False, _to(64), 32, 32, 8, 1), (False, _to(128), 16, 16, 8, 1)]
-_FULL_DKDV = [(False, _to(128), 32, 32, 8, 1)]
+_FULL_DKDV = [(False, _to(128), 16, 32, 8, 1)]
 _FULL_GEMM = (64, 64, 16, 8, 2)
+
+
+def _narrow(half):
+    """The gradient of the erf GELU and addresses of pixels spill with 128 columns."""
+    entries = _gemm(half, _FULL_GEMM)
+    return {name: entries[name] for name in ("linear_gradient", "patch_grad_x")}
+
 
 SM90 = {
     **_attention(
@@ -58,29 +65,34 @@ SM90 = {
             *_FULL_FORWARD,
         ],
         [(True, _to(128), 128, 64, 8, 3), (True, _to(256), 64, 32, 8, 2), *_FULL_DQ],
-        [(True, _to(128), 64, 128, 8, 2), (True, _to(256), 32, 64, 8, 2), *_FULL_DKDV],
+        [(True, _to(128), 32, 128, 8, 2), (True, _to(256), 32, 64, 8, 2), *_FULL_DKDV],
     ),
     **_gemm((128, 128, 64, 8, 3), _FULL_GEMM),
-    # the gradient of the erf GELU spills with 128 columns
-    "linear_gradient": _gemm((128, 64, 64, 8, 3), _FULL_GEMM)["linear_gradient"],
+    **_narrow((128, 64, 64, 8, 3)),
 }
-# tensor memory holds the accumulators there; the tiles of Hopper fit
-SM100 = SM90
+# the tiles of Hopper, but for 128 keys at a time, which spill when causal
+SM100 = {
+    **SM90,
+    "attention": [
+        (limits, {**tile, "BN": min(tile["BN"], 64)}) for limits, tile in SM90["attention"]
+    ],
+}
 # 164 KiB of shared memory, and operands of products in registers
 SM80 = {
     **_attention(
         [
             (True, _to(256, "few"), 16, 32, 4, 2),
             (True, _to(128), 128, 64, 8, 2),
+            (True, _to(192), 32, 32, 4, 2),
             (True, _to(256), 64, 32, 8, 2),
             (True, _to(512), 32, 16, 8, 1),
             *_FULL_FORWARD,
         ],
         [(True, _to(128), 64, 32, 4, 2), (True, _to(256), 32, 32, 8, 1), *_FULL_DQ],
-        [(True, _to(128), 64, 32, 4, 2), (True, _to(256), 32, 32, 8, 1), *_FULL_DKDV],
+        [(True, _to(128), 32, 64, 8, 2), (True, _to(256), 32, 32, 8, 1), *_FULL_DKDV],
     ),
     **_gemm((128, 128, 32, 8, 3), _FULL_GEMM),
-    "linear_gradient": _gemm((128, 64, 32, 8, 3), _FULL_GEMM)["linear_gradient"],
+    **_narrow((128, 64, 32, 8, 3)),
 }
 # 64 KiB of shared memory, 512 registers, waves of 64
 GFX942 = {
@@ -90,7 +102,8 @@ GFX942 = {
             (True, _to(128), 128, 64, 4, 1),
             (True, _to(256), 64, 32, 4, 1),
             (True, _to(512), 32, 16, 4, 1),
-            *_FULL_FORWARD,
+            *_FULL_FORWARD[:2],
+            (False, _to(512), 16, 16, 4, 1),
         ],
         [(True, _to(128), 64, 32, 4, 1), (True, _to(256), 32, 32, 4, 1), *_FULL_DQ],
         [(True, _to(128), 32, 64, 4, 1), (True, _to(256), 32, 32, 4, 1), *_FULL_DKDV],
