@@ -94,7 +94,7 @@ def _op_row(workload, dtype, options):
 def _model_row(model, dtype, options):
     def run(pace):
         made = models.model_contest(model, DTYPES[dtype], options.device, options.seed)
-        return _contest(made, pace(MODEL_PLAN), options, model.compiles, "minutes to compile")
+        return _contest(made, pace(MODEL_PLAN), options, model.compiles, "slow to compile")
 
     return Row({"kind": "model", "op": "model", "name": model.name, "dtype": dtype}, run)
 

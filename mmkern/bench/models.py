@@ -217,6 +217,7 @@ MODELS = (
         "2 of 27 and 2 of 28 layers, vocabulary 8192",
         "photographs and random words",
         build_vlm,
+        compiles=False,
     ),
     ModelWorkload(
         "repaint",
