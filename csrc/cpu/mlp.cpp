@@ -80,11 +80,6 @@ template <class T>
 struct ActivatedRow {
   const MlpProductArgs& args;
 
-  void prefetch(int64_t i, int64_t rows, int64_t j, int64_t n) const {
-    const int64_t cols = args.plan.cols;
-    prefetch_to_write(static_cast<const T*>(args.out) + i * cols + j, rows, cols, n);
-  }
-
   template <class F>
   MMKERN_BODY void row(int64_t i, int64_t j, int64_t n, const float* sums) const {
     const T* const bias = static_cast<const T*>(args.bias);
@@ -109,11 +104,6 @@ template <class T>
 struct HiddenGradRow {
   const MlpProductArgs& args;
 
-  void prefetch(int64_t i, int64_t rows, int64_t j, int64_t n) const {
-    const int64_t cols = args.plan.cols;
-    prefetch_to_write(static_cast<const T*>(args.out) + i * cols + j, rows, cols, n);
-  }
-
   template <class F>
   MMKERN_BODY void row(int64_t i, int64_t j, int64_t n, const float* sums) const {
     const int64_t offset = i * args.plan.cols + j;
@@ -129,11 +119,12 @@ struct HiddenGradRow {
 };
 
 // A store that calls store.row<F>(i, j, n, sums) for each row, F being the activation.
-template <class Row>
+template <template <class> class Row, class T>
 struct StoreWithActivation {
-  Row store;
+  Row<T> store;
   void prefetch(int64_t i, int64_t rows, int64_t j, int64_t n) const {
-    store.prefetch(i, rows, j, n);
+    const int64_t cols = store.args.plan.cols;
+    prefetch_to_write(static_cast<const T*>(store.args.out) + i * cols + j, rows, cols, n);
   }
   void operator()(int64_t i, int64_t rows, int64_t j, int64_t n, const float* sums) const {
     with_activation(store.args.activation, [&](auto f) MMKERN_BODY {
@@ -158,7 +149,7 @@ void mlp_linear(const MlpProductArgs& args, const GemmTask& task, float* scratch
   with_dtype(args.dtype, [&](auto t) {
     using T = decltype(t);
     const ByRow<T, MatrixRows<T>> a{{args.a}}, b{{args.b}};
-    const StoreWithActivation<ActivatedRow<T>> store{{args}};
+    const StoreWithActivation<ActivatedRow, T> store{{args}};
     gemm_task<T>(args.plan, task, a, b, store, scratch);
   });
 }
@@ -168,7 +159,7 @@ void mlp_grad_hidden(const MlpProductArgs& args, const GemmTask& task, float* sc
     using T = decltype(t);
     const ByRow<T, MatrixRows<T>> a{{args.a}};
     const ByDepth<T, MatrixRows<T>> b{{args.b}};
-    const StoreWithActivation<HiddenGradRow<T>> store{{args}};
+    const StoreWithActivation<HiddenGradRow, T> store{{args}};
     gemm_task<T>(args.plan, task, a, b, store, scratch);
   });
 }
