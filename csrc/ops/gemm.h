@@ -51,12 +51,15 @@ inline int64_t gemm_packed_row(const GemmPlan& plan) {
   return round_up(plan.steps, kGemmPad) + kGemmPad;
 }
 
+inline constexpr int64_t kTallRowUnit = 12;               // rows of a task, if tall
+inline constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of the shared operand at a time
+
 // Halves the blocks until there are enough of them for the threads to share evenly.
 inline void gemm_cut(GemmPlan& plan, int64_t rows, int64_t cols, int64_t min_rows) {
   constexpr int64_t kTasksPerThread = 4;
   const int64_t threads = at::get_num_threads();
   const int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
-  const int64_t row_unit = plan.wide ? kGemmRowUnit : 12;
+  const int64_t row_unit = plan.wide ? kGemmRowUnit : kTallRowUnit;
   const auto blocks = [](int64_t n, int64_t block) { return ceil_div(n, block); };
   while (blocks(rows, plan.block_rows) * blocks(cols, plan.block_cols) < wanted) {
     const bool by_rows = plan.block_rows > min_rows && plan.block_rows >= plan.block_cols;
@@ -70,25 +73,22 @@ inline void gemm_cut(GemmPlan& plan, int64_t rows, int64_t cols, int64_t min_row
 
 // Rows of A packed for the whole depth, and the sums, stay in an L2 of 1 MiB.
 inline void gemm_plan_tall(GemmPlan& plan) {
-  constexpr int64_t kRowUnit = 12;
-  constexpr int64_t kPackedRows = 160 * 1024;        // floats of A in a task
-  constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of B at a time
+  constexpr int64_t kPackedRows = 160 * 1024;  // floats of A in a task
   const int64_t chunks = ceil_div(plan.cols * plan.steps, kPackedChunk);
   plan.chunk = round_up(ceil_div(plan.cols, std::max<int64_t>(chunks, 1)), kGemmColumnUnit);
   int64_t max_rows =
-      std::clamp(kPackedRows / gemm_packed_row(plan) / kRowUnit, int64_t{2}, int64_t{20}) *
-      kRowUnit;
+      std::clamp(kPackedRows / gemm_packed_row(plan) / kTallRowUnit, int64_t{2}, int64_t{20}) *
+      kTallRowUnit;
   // A shallow product mostly writes: a block of few rows is written in whole pages.
-  if (plan.depth <= kGemmSteps / 2) max_rows = 4 * kRowUnit;
-  plan.block_rows = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kRowUnit);
+  if (plan.depth <= kGemmSteps / 2) max_rows = 4 * kTallRowUnit;
+  plan.block_rows = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kTallRowUnit);
   plan.block_cols = plan.chunk;
-  gemm_cut(plan, plan.rows, plan.chunk, 8 * kRowUnit);
+  gemm_cut(plan, plan.rows, plan.chunk, 8 * kTallRowUnit);
   plan.sums = round_up(plan.block_rows, kGemmPad) * gemm_packed_row(plan);
 }
 
 inline void gemm_plan_wide(GemmPlan& plan) {
   constexpr int64_t kMaxRows = 720;
-  constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of A at a time
   const int64_t fitting = kPackedChunk / gemm_packed_row(plan) / kGemmRowUnit * kGemmRowUnit;
   const int64_t max_rows = std::clamp(fitting, kGemmRowUnit, kMaxRows);
   plan.chunk = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kGemmRowUnit);
