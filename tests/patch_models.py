@@ -189,7 +189,15 @@ TRANSFORMERS = {
     "llava": llava,
     "llava_onevision": llava_onevision,
 }
-BUILDERS = TRANSFORMERS | DIFFUSERS
+
+
+def kimi_vl():
+    from patch_kimi import kimi_vl
+
+    return kimi_vl()
+
+
+BUILDERS = TRANSFORMERS | DIFFUSERS | {"kimi_vl": kimi_vl}
 
 
 def spread(model):

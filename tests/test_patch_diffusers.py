@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from accuracy import assert_accurate
-from patch_checks import check_accuracy, oracle_of, output, run
+from patch_checks import check_accuracy, check_autocast, counts, oracle_of, output, run
 from patch_diffusers import DIFFUSERS
 from patch_models import build
 from test_models import assert_all_accurate
@@ -62,11 +62,6 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def counts(report):
-    names = [entry.rule for entry in report.swapped]
-    return {name: names.count(name) for name in names}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_accuracy_and_names(name, dtype):
@@ -95,16 +90,7 @@ def test_unpatched_is_bitwise_what_it_was(name):
 
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_autocast(name):
-    model, inputs = build(name)
-    oracle = oracle_of(model, inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        eager = run(model, inputs)
-        mmkern.patch(model)
-        got = run(model, inputs)
-    assert {k: g.dtype for k, g in got.items()} == {k: g.dtype for k, g in eager.items()}
-    # products were rounded to bfloat16, so that is the rounding the rule allows
-    got, eager = ({k: v.bfloat16() for k, v in run.items()} for run in (got, eager))
-    assert_all_accurate(got, eager, oracle)
+    check_autocast(*build(name))
 
 
 @pytest.mark.parametrize("name", ["dit", "sd35", "flux", "wan"])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from accuracy import assert_accurate
-from patch_checks import check_accuracy, oracle_of, run
+from patch_checks import check_accuracy, check_autocast, counts, oracle_of, run
 from patch_models import TEXT, TRANSFORMERS, build, ids
 from test_models import assert_all_accurate
 from tiny_models import one_thread  # noqa: F401
@@ -44,11 +44,6 @@ EXPECTED = {
 CAUSAL = ["llama", "qwen3", "qwen3_vl", "qwen3_vl_moe", "kimi", "llava", "llava_onevision"]
 
 
-def counts(report):
-    names = [entry.rule for entry in report.swapped]
-    return {name: names.count(name) for name in names}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_accuracy_and_names(name, dtype):
@@ -77,16 +72,7 @@ def test_unpatched_is_bitwise_what_it_was(name):
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_autocast(name):
-    model, inputs = build(name)
-    oracle = oracle_of(model, inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        eager = run(model, inputs)
-        mmkern.patch(model)
-        got = run(model, inputs)
-    assert {k: g.dtype for k, g in got.items()} == {k: g.dtype for k, g in eager.items()}
-    # products were rounded to bfloat16, so that is the rounding the rule allows
-    got, eager = ({k: v.bfloat16() for k, v in run.items()} for run in (got, eager))
-    assert_all_accurate(got, eager, oracle)
+    check_autocast(*build(name))
 
 
 @pytest.mark.parametrize("name", CAUSAL)

@@ -119,13 +119,13 @@ VISION_ATTENTION = [
 class Stub(nn.Module):
     """Stands for a block's attention in a probe: the block's own arithmetic is what is checked."""
 
-    def __init__(self, pair):
+    def __init__(self, returns):
         super().__init__()
-        self.pair = pair
+        self.returns = returns
 
     def forward(self, hidden_states, *args, **kwargs):
         flipped = hidden_states.flip(-1)
-        return (flipped, None) if self.pair else flipped
+        return flipped if self.returns == 1 else (flipped, *(None,) * (self.returns - 1))
 
 
 # layers with one norm before each branch: norm1, attention, norm2, MLP; the positional parameters
@@ -164,7 +164,7 @@ def _block(cls, names, parameters, pair):
     forward = functools.partial(
         forwards.checkpointed, functools.partial(forwards.pre_norm_block, names, parameters)
     )
-    stubs = ((names[1], Stub(pair)), (names[3], nn.Identity()))
+    stubs = ((names[1], Stub(2 if pair else 1)), (names[3], nn.Identity()))
     ops = "rms_norm with residual" if names is _TEXT else "gated_modulate (LayerNorm)"
     return Rule("residual_norm", ops, of_class(f"{M}*.{cls}"), forward, inputs, stubs=stubs)
 
