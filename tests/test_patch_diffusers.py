@@ -42,6 +42,10 @@ EXPECTED = {
         "patch_embed": 1, "adaln_block": 2, "mlp": 2, "attention": 4, "feed_forward": 2,
         "rms_norm": 8,
     },
+    "wan_i2v": {
+        "patch_embed": 1, "adaln_block": 2, "mlp": 2, "attention": 4, "feed_forward": 3,
+        "rms_norm": 10,
+    },
     "vae": {"attention": 2},
     "pixart": {
         "patch_embed": 1, "adaln_block": 2, "mlp": 2, "attention": 4, "feed_forward": 2,
@@ -53,7 +57,7 @@ EXPECTED = {
         "adaln_block": 2, "adaln": 1, "mlp": 2, "attention": 2, "swiglu": 3, "rms_norm": 6,
     },
     "hunyuan_video": {
-        "patch_embed": 1, "adaln_block": 2, "adaln": 4, "mlp": 5, "attention": 3,
+        "patch_embed": 1, "adaln_block": 3, "adaln": 4, "mlp": 5, "attention": 3,
         "feed_forward": 3, "rms_norm": 6,
     },
     "lumina2": {

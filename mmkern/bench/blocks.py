@@ -89,7 +89,9 @@ def patched(module):
     """A patched copy that shares the weights; the contest checks it, so patch need not."""
     shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
     other = copy.deepcopy(module, shared)
-    mmkern.patch(other, check=False)
+    report = mmkern.patch(other, check=False)
+    if report.left or not report.swapped:
+        raise RuntimeError(f"mmkern.patch did not swap all of a block:\n{report}")
     return other
 
 
