@@ -35,6 +35,11 @@ def environment(device, command):
     }
 
 
+def load():
+    """Programs that want a core, the average of the last minute; NaN where nobody counts them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+
+
 def isa():
     """The instruction set of the CPU kernels, or why there are none."""
     native = sys.modules.get("mmkern._C")

@@ -87,6 +87,11 @@ class Workload:
     quick: bool = False
 
     @property
+    def passes(self):
+        """What one call of the workload does."""
+        return "forward+backward" if self.backward else "forward"
+
+    @property
     def id(self):
         return f"{self.case.id}-{'training' if self.backward else 'forward'}"
 

@@ -1,0 +1,177 @@
+"""How often the regression gate is right: jobs with a planted slowdown of 0, 5 and 10 %.
+
+    python benchmarks/gate_power.py --jobs 100      # 100 of each, in random order
+
+A job is what ``mmkern compare`` does with a handful of cases, on two copies of the installed
+build. In one case of it, drawn anew for each job, HEAD does more: after its call it calls the same
+kernel again on a part of the rows. How many rows are 5 or 10 % of the time is measured first. The
+result is saved after every job, so that an interrupted study is a shorter one.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from mmkern.bench import builds, gate, machine, paired, results
+from mmkern.bench.workloads import Real, Workload, _weights
+from mmkern.cases import Case
+
+RESULTS = Path(__file__).parent / "results" / "gate_power.json"
+SCHEMA = "mmkern-gate-power/1"
+#: what a part of a case is: {function: {argument: the dimension that is cut}}
+PARTS = {
+    "attention": {"q": 2, "k": 2, "v": 2},
+    "gated_modulate": {"x": 1, "branch": 1},
+    "glu": {"gate": 0, "up": 0},
+    "rms_norm": {"x": 0, "residual": 0},
+}
+
+
+def cases():
+    """Small cases of four ops: about half a millisecond a call on one core."""
+    qkv = Real((1, 80, 64, 72), channel_dims=2)
+    modulation = {n: _weights((1, 1152), scale=0.1) for n in ("gate", "shift", "scale")}
+    arguments = {
+        "attention": {"q": qkv, "k": qkv, "v": qkv},
+        "gated_modulate": {n: Real((1, 800, 1152)) for n in ("x", "branch")} | modulation,
+        "glu": {n: Real((240, 4096)) for n in ("gate", "up")},
+        "rms_norm": {n: Real((300, 4096)) for n in ("x", "residual")}
+        | {"weight": _weights((4096,))},
+    }
+    return [
+        gate.Case(Workload(Case(function, "power", args), "", ""), "float32")
+        for function, args in arguments.items()
+    ]
+
+
+def part(kwargs, function, rows):
+    """The arguments of a call on the first ``rows`` rows."""
+    cut = {name: kwargs[name].narrow(dim, 0, rows) for name, dim in PARTS[function].items()}
+    return kwargs | cut
+
+
+def calibrated(module, case, share):
+    """The rows whose call takes ``share`` of the time of the whole call after which it comes."""
+    function = case.workload.case.function
+    kwargs = case.workload.case.make(torch.float32)
+    call = functools.partial(getattr(module, function), **kwargs)
+    name, dim = next(iter(PARTS[function].items()))
+    total = kwargs[name].shape[dim]
+    grid = sorted({max(1, round(total * s)) for s in (share / 3, share / 2, share, 1.5 * share)})
+    costs = []
+    for rows in grid:
+        both = slowed(module, function, rows)
+        whole = functools.partial(getattr(both, function), **kwargs)
+        costs.append(_slowdown(call, whole))
+    slope, start = np.polyfit(grid, costs, 1)
+    return int(np.clip(round((share - start) / slope), 1, total))
+
+
+def _slowdown(a, b):
+    """How much longer ``b`` takes, from many short blocks."""
+    rule = paired.Rule(blocks=60, rounds=1)
+    return paired.compare(a, b, rule, rng=np.random.default_rng(0)).change
+
+
+def slowed(module, function, rows):
+    """``module`` with ``function`` calling its kernel again on the first ``rows`` rows."""
+    original = getattr(module, function)
+
+    def call(**kwargs):
+        out = original(**kwargs)
+        original(**part(kwargs, function, rows))
+        return out
+
+    others = {name: getattr(module, name) for name in PARTS}
+    return SimpleNamespace(**others | {function: call})
+
+
+def job(modules, planted, rows, case, options):
+    """One job's outcome, with ``planted`` percent more work, that is ``rows`` rows, in ``case``."""
+    base, head, twin = modules
+    if planted:
+        head, twin = (slowed(m, case.workload.case.function, rows) for m in (head, twin))
+    found = gate.judge(base, head, twin, cases(), options)
+    names = {c.name for c in found["slow"]}
+    return {
+        "planted": planted,
+        "case": case.name,
+        "verdict": gate.verdict(found),
+        "caught": case.name in names if planted else None,
+        "false": sorted(names - ({case.name} if planted else set())),
+        "change": next(f.change for c, f in found["findings"].items() if c.name == case.name),
+        "blocks": sum(f.blocks for f in found["findings"].values()),
+        "load": round(machine.load(), 2),
+    }
+
+
+def summary(jobs):
+    """One dict per planted slowdown: what became of its jobs."""
+    lines = []
+    for planted in sorted({j["planted"] for j in jobs}):
+        these = [j for j in jobs if j["planted"] == planted]
+        judged = [j for j in these if j["verdict"] != "VOID"]
+        lines.append(
+            {
+                "planted": planted,
+                "jobs": len(these),
+                "void": len(these) - len(judged),
+                "caught": sum(bool(j["caught"]) for j in judged) if planted else None,
+                "judged": len(judged),
+                "false": sum(bool(j["false"]) for j in judged),
+                "median_change": float(np.median([j["change"] for j in these])),
+            }
+        )
+    return lines
+
+
+def main(argv=None):
+    """Run the study; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=100, help="of each slowdown; default 100")
+    parser.add_argument("--planted", type=int, nargs="*", default=[0, 5, 10], metavar="PCT")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    options = gate.Options(rule=paired.Rule())
+    torch.set_num_threads(options.threads)
+    rng = np.random.default_rng(args.seed)
+    plan = rng.permutation(np.repeat(args.planted, args.jobs))
+    build = builds.find(".", Path(), Path("build/compare"))
+    study = {
+        "schema": SCHEMA,
+        "environment": machine.environment(options.device, sys.argv),
+        "rule": asdict(options.rule),
+        "cases": [c.name for c in cases()],
+    }
+    jobs, start = [], time.monotonic()
+    with builds.Loaded([build, build, build]) as modules:
+        rows = {
+            (c.name, planted): calibrated(modules[0], c, planted / 100)
+            for c in track(cases(), "calibration")
+            for planted in filter(None, args.planted)
+        }
+        study["rows"] = [[*key, value] for key, value in rows.items()]
+        for number, planted in enumerate(track(plan, "jobs")):
+            case = cases()[rng.integers(len(cases()))]
+            extra = rows.get((case.name, planted))
+            seeded = replace(options, seed=number)
+            jobs.append(job(modules, int(planted), extra, case, seeded))
+            study["environment"]["seconds"] = round(time.monotonic() - start)
+            study |= {"summary": summary(jobs), "jobs": jobs}
+            results.write_text(args.output, json.dumps(study, indent=1) + "\n")
+    print(json.dumps(study["summary"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
