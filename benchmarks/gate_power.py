@@ -3,8 +3,8 @@
     python benchmarks/gate_power.py --jobs 100      # 100 of each, in random order
 
 A job is what ``mmkern compare`` does with a handful of cases, on two copies of the installed
-build. In one case of it, drawn anew for each job, HEAD does more: after its call it calls the same
-kernel again on a part of the rows. How many rows are 5 or 10 % of the time is measured first. The
+build. In one case of it, drawn anew for each job, HEAD does more: before its call it calls the same
+kernel on a part of the rows. How many rows are 5 or 10 % of the time is measured first. The
 result is saved after every job, so that an interrupted study is a shorter one.
 """
 
@@ -22,7 +22,7 @@ import torch
 from rich.progress import track
 
 from mmkern.bench import builds, gate, machine, paired, results
-from mmkern.bench.workloads import Real, Workload, _weights
+from mmkern.bench.shapes import Real, Workload, weights
 from mmkern.cases import Case
 
 RESULTS = Path(__file__).parent / "results" / "gate_power.json"
@@ -37,15 +37,15 @@ PARTS = {
 
 
 def cases():
-    """Small cases of four ops: about half a millisecond a call on one core."""
-    qkv = Real((1, 80, 64, 72), channel_dims=2)
-    modulation = {n: _weights((1, 1152), scale=0.1) for n in ("gate", "shift", "scale")}
+    """Small cases of four ops: about a millisecond a call on one core."""
+    qkv = Real((1, 96, 100, 72), channel_dims=2)
+    modulation = {n: weights((1, 1152), scale=0.1) for n in ("gate", "shift", "scale")}
     arguments = {
         "attention": {"q": qkv, "k": qkv, "v": qkv},
-        "gated_modulate": {n: Real((1, 800, 1152)) for n in ("x", "branch")} | modulation,
-        "glu": {n: Real((240, 4096)) for n in ("gate", "up")},
-        "rms_norm": {n: Real((300, 4096)) for n in ("x", "residual")}
-        | {"weight": _weights((4096,))},
+        "gated_modulate": {n: Real((1, 1600, 1152)) for n in ("x", "branch")} | modulation,
+        "glu": {n: Real((500, 4096)) for n in ("gate", "up")},
+        "rms_norm": {n: Real((600, 4096)) for n in ("x", "residual")}
+        | {"weight": weights((4096,))},
     }
     return [
         gate.Case(Workload(Case(function, "power", args), "", ""), "float32")
@@ -59,21 +59,18 @@ def part(kwargs, function, rows):
     return kwargs | cut
 
 
-def calibrated(module, case, share):
-    """The rows whose call takes ``share`` of the time of the whole call after which it comes."""
+def calibrated(module, case, wanted):
+    """{share: rows} whose extra call costs the nearest to each share of ``wanted``."""
     function = case.workload.case.function
     kwargs = case.workload.case.make(torch.float32)
     call = functools.partial(getattr(module, function), **kwargs)
     name, dim = next(iter(PARTS[function].items()))
     total = kwargs[name].shape[dim]
-    grid = sorted({max(1, round(total * s)) for s in (share / 3, share / 2, share, 1.5 * share)})
-    costs = []
-    for rows in grid:
-        both = slowed(module, function, rows)
-        whole = functools.partial(getattr(both, function), **kwargs)
-        costs.append(_slowdown(call, whole))
-    slope, start = np.polyfit(grid, costs, 1)
-    return int(np.clip(round((share - start) / slope), 1, total))
+    costs = {}
+    for rows in sorted({max(1, round(total * step / 100)) for step in range(13)}):
+        more = getattr(slowed(module, function, rows), function)
+        costs[rows] = _slowdown(call, functools.partial(more, **kwargs))
+    return {share: min(costs, key=lambda rows: abs(costs[rows] - share)) for share in wanted}
 
 
 def _slowdown(a, b):
@@ -83,13 +80,12 @@ def _slowdown(a, b):
 
 
 def slowed(module, function, rows):
-    """``module`` with ``function`` calling its kernel again on the first ``rows`` rows."""
+    """``module`` with ``function`` calling its kernel on the first ``rows`` rows besides."""
     original = getattr(module, function)
 
     def call(**kwargs):
-        out = original(**kwargs)
         original(**part(kwargs, function, rows))
-        return out
+        return original(**kwargs)
 
     others = {name: getattr(module, name) for name in PARTS}
     return SimpleNamespace(**others | {function: call})
@@ -155,10 +151,13 @@ def main(argv=None):
     }
     jobs, start = [], time.monotonic()
     with builds.Loaded([build, build, build]) as modules:
+        shares = [p / 100 for p in args.planted if p]
         rows = {
-            (c.name, planted): calibrated(modules[0], c, planted / 100)
+            (c.name, planted): count
             for c in track(cases(), "calibration")
-            for planted in filter(None, args.planted)
+            for planted, count in zip(
+                filter(None, args.planted), calibrated(modules[0], c, shares).values(), strict=True
+            )
         }
         study["rows"] = [[*key, value] for key, value in rows.items()]
         for number, planted in enumerate(track(plan, "jobs")):

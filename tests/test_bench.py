@@ -18,6 +18,7 @@ from mmkern.bench import (
     overhead,
     photos,
     results,
+    shapes,
     timing,
     workloads,
 )
@@ -257,8 +258,8 @@ def test_a_baseline_that_raises_leaves_mmkern_unchecked():
 
 
 def test_training_contest_checks_gradients():
-    case = Case("glu", "g", {"gate": T((3, 8)), "up": T((3, 8))}, workloads.BENCH)
-    workload = workloads.Workload(case, "model", "3x8", backward=True)
+    case = Case("glu", "g", {"gate": T((3, 8)), "up": T((3, 8))}, shapes.BENCH)
+    workload = shapes.Workload(case, "model", "3x8", backward=True)
     made = contest.op_contest(workload, torch.float32, CPU, 0)
     assert made.factors == (2.0, 3.0, 3.0)
     row = contest.run(made, FAST, device=CPU, compile=False)

@@ -13,7 +13,7 @@ from bench_helpers import recorder
 
 import mmkern
 from mmkern.bench import builds, gate, paired
-from mmkern.bench.workloads import Workload
+from mmkern.bench.shapes import Workload
 from mmkern.cases import Case, T
 
 ROOT = Path(mmkern.__file__).parents[1]

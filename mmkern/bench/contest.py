@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+from torch._functorch import config as functorch_config
 
 import mmkern
 from mmkern import library
-from mmkern.bench import cost, eager, timing
+from mmkern.bench import clocks, cost, eager, memory, timing
+from mmkern.bench import peers as registered
 
 #: how far mmkern's error may exceed eager's: outputs, gradients
 OUTPUT_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
+#: how far a peer's may: beyond it the peer computes something else, and has no time
+PEER_FACTOR = 16.0
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class Contest:
     bytes: int | None = None
 
 
-def op_contest(workload, dtype, device, seed, passes=None):
+def op_contest(workload, dtype, device, seed, passes=None, peers=False):
     """The contest of a workload of mmkern.bench.workloads.
 
     passes: "forward", "backward" or "forward+backward"; by default what the workload says.
+    peers: whether the libraries of mmkern.bench.peers take part.
     """
     case = workload.case
     passes = passes or workload.passes
@@ -48,6 +53,7 @@ def op_contest(workload, dtype, device, seed, passes=None):
     functions = {
         "eager": plain,
         **{name: eager.RIVALS[name] for name in workload.rivals},
+        **(registered.of(case.function, device) if peers else {}),
         "mmkern": getattr(mmkern, case.function),
     }
     with torch.no_grad():
@@ -137,25 +143,50 @@ def run(contest, plan, *, device, compile=True):
     """
     row = {**contest.identity, "status": "ok", "message": "", "backend": "", "notes": []}
     row |= {"flops": contest.flops, "bytes": contest.bytes, "times": {}, "ratios": {}, "errors": {}}
+    row |= {"peak_bytes": {}, "host_us": {}, "repeatable": None}
     functions = dict(contest.functions)
     if compile:
         torch._dynamo.reset()
         compiled = torch.compile(functions["eager"], dynamic=False)
         functions = {"eager": functions.pop("eager"), "compile": compiled, **functions}
-    with torch.set_grad_enabled(contest.backward):
+    # a backward that is timed alone keeps its graph, which donated buffers would not survive
+    keeps_graph = functorch_config.patch(donated_buffer=False)
+    with torch.set_grad_enabled(contest.backward), keeps_graph:
         calls, results = _first_calls(contest, functions, row)
         if "mmkern" in calls and "eager" in calls:
             _check(contest, results, row)
             row["backend"] = _backend(calls["mmkern"], device)
+            row["repeatable"] = _same_bits(results["mmkern"], as_tuple(calls["mmkern"]()))
         elif "mmkern" in calls:
             row["status"] = "failed"
             row["message"] = f"not checked: eager raised {row['times']['eager']['error']}"
         del results
         gc.collect()
         if row["status"] == "ok":
-            samples = timing.measure(calls, plan, synchronize=_synchronize(device))
+            calls = {n: call for n, call in calls.items() if n not in row["times"]}
+            row["peak_bytes"] = {name: memory.peak(call, device) for name, call in calls.items()}
+            row["host_us"] = _host_us(calls, device)
+            clock = {"synchronize": _synchronize(device), "timer": clocks.timer(device)}
+            samples = timing.measure(calls, plan, **clock)
             _summarize(samples, row)
     return row
+
+
+def _same_bits(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _host_us(calls, device, tries=20):
+    """Microseconds until a call returns, while an accelerator still works; {} on the CPU."""
+    if device.type == "cpu":
+        return {}
+    found = {}
+    for name, call in calls.items():
+        torch.accelerator.synchronize()
+        seconds = [timing.sample(call, 1) for _ in range(tries)]
+        found[name] = 1e6 * timing.median(seconds).value
+        torch.accelerator.synchronize()
+    return found
 
 
 def _first_calls(contest, functions, row):
@@ -164,7 +195,10 @@ def _first_calls(contest, functions, row):
     for name, function in functions.items():
         try:
             call = contest.bind(function)
-            results[name] = as_tuple(call())
+            result = call()
+            if result is NotImplemented:
+                continue
+            results[name] = as_tuple(result)
         except Exception as error:
             text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             row["times"][name] = {"error": text}
@@ -192,6 +226,11 @@ def _check(contest, results, row):
             for e, base, floor in zip(errors, found["eager"], floors, strict=True)
         ]
         row["errors"][name] = {"max": _finite(max(errors)), "multiple": _finite(max(multiples))}
+    for name, errors in found.items():
+        allowed = [PEER_FACTOR * max(e, f) for e, f in zip(found["eager"], floors, strict=True)]
+        right = all(e <= a for e, a in zip(errors, allowed, strict=True))
+        if name not in ("eager", "mmkern") and not right:
+            row["times"][name] = {"error": f"wrong result: error {max(errors):.2e}"}
     for i, factor in enumerate(contest.factors):
         allowed = factor * found["eager"][i] + floors[i]
         if not found["mmkern"][i] <= allowed:
