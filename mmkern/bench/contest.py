@@ -11,7 +11,7 @@ from torch._functorch import config as functorch_config
 
 import mmkern
 from mmkern import library
-from mmkern.bench import clocks, cost, eager, memory, timing
+from mmkern.bench import clocks, cost, eager, memory, stages, timing
 from mmkern.bench import peers as registered
 
 #: how far mmkern's error may exceed eager's: outputs, gradients
@@ -169,6 +169,10 @@ def run(contest, plan, *, device, compile=True):
             clock = {"synchronize": _synchronize(device), "timer": clocks.timer(device)}
             samples = timing.measure(calls, plan, **clock)
             _summarize(samples, row)
+            models = {n: functions[n] for n in ("eager", "mmkern") if n in calls}
+            if all(isinstance(model, torch.nn.Module) for model in models.values()):
+                parts = {n: (model, calls[n]) for n, model in models.items()}
+                row["stages"] = stages.stages(parts, device)
     return row
 
 

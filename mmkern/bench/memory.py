@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-#: a table of the page table, a Python object: below this the count says nothing
+#: a page table, a Python object: what is smaller says nothing
 RESOLUTION = 256 * 1024
 
 
