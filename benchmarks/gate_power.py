@@ -2,14 +2,13 @@
 
     python benchmarks/gate_power.py --jobs 100      # 100 of each, in random order
 
-A job is what ``mmkern compare`` does with a handful of cases, on two copies of the installed
-build. In one case of it, drawn anew for each job, HEAD does more: before its call it calls the same
-kernel on a part of the rows. How many rows are 5 or 10 % of the time is measured first. The
+A job is what ``mmkern compare`` does with a handful of cases, on copies of the installed build. In
+one case of it, drawn anew for each job, HEAD then spins for a share of the time that its call took,
+by the clock that the gate reads. What that leaves out is a slowdown that disturbs the caches. The
 result is saved after every job, so that an interrupted study is a shorter one.
 """
 
 import argparse
-import functools
 import json
 import sys
 import time
@@ -27,13 +26,6 @@ from mmkern.cases import Case
 
 RESULTS = Path(__file__).parent / "results" / "gate_power.json"
 SCHEMA = "mmkern-gate-power/1"
-#: what a part of a case is: {function: {argument: the dimension that is cut}}
-PARTS = {
-    "attention": {"q": 2, "k": 2, "v": 2},
-    "gated_modulate": {"x": 1, "branch": 1},
-    "glu": {"gate": 0, "up": 0},
-    "rms_norm": {"x": 0, "residual": 0},
-}
 
 
 def cases():
@@ -53,49 +45,27 @@ def cases():
     ]
 
 
-def part(kwargs, function, rows):
-    """The arguments of a call on the first ``rows`` rows."""
-    cut = {name: kwargs[name].narrow(dim, 0, rows) for name, dim in PARTS[function].items()}
-    return kwargs | cut
-
-
-def calibrated(module, case, wanted):
-    """{share: rows} whose extra call costs the nearest to each share of ``wanted``."""
-    function = case.workload.case.function
-    kwargs = case.workload.case.make(torch.float32)
-    call = functools.partial(getattr(module, function), **kwargs)
-    name, dim = next(iter(PARTS[function].items()))
-    total = kwargs[name].shape[dim]
-    costs = {}
-    for rows in sorted({max(1, round(total * step / 100)) for step in range(13)}):
-        more = getattr(slowed(module, function, rows), function)
-        costs[rows] = _slowdown(call, functools.partial(more, **kwargs))
-    return {share: min(costs, key=lambda rows: abs(costs[rows] - share)) for share in wanted}
-
-
-def _slowdown(a, b):
-    """How much longer ``b`` takes, from many short blocks."""
-    rule = paired.Rule(blocks=60, rounds=1)
-    return paired.compare(a, b, rule, rng=np.random.default_rng(0)).change
-
-
-def slowed(module, function, rows):
-    """``module`` with ``function`` calling its kernel on the first ``rows`` rows besides."""
+def slowed(module, function, share):
+    """``module`` with ``function`` taking longer by ``share`` of its own time, call by call."""
     original = getattr(module, function)
 
     def call(**kwargs):
-        original(**part(kwargs, function, rows))
-        return original(**kwargs)
+        start = time.thread_time()
+        result = original(**kwargs)
+        end = time.thread_time()
+        while time.thread_time() < end + share * (end - start):
+            pass
+        return result
 
-    others = {name: getattr(module, name) for name in PARTS}
-    return SimpleNamespace(**others | {function: call})
+    functions = [case.workload.case.function for case in cases()]
+    return SimpleNamespace(**{f: getattr(module, f) for f in functions} | {function: call})
 
 
-def job(modules, planted, rows, case, options):
-    """One job's outcome, with ``planted`` percent more work, that is ``rows`` rows, in ``case``."""
+def job(modules, planted, case, options):
+    """One job's outcome, with ``planted`` percent more time in ``case``."""
     base, head, twin = modules
     if planted:
-        head, twin = (slowed(m, case.workload.case.function, rows) for m in (head, twin))
+        head, twin = (slowed(m, case.workload.case.function, planted / 100) for m in (head, twin))
     found = gate.judge(base, head, twin, cases(), options)
     names = {c.name for c in found["slow"]}
     return {
@@ -151,20 +121,9 @@ def main(argv=None):
     }
     jobs, start = [], time.monotonic()
     with builds.Loaded([build, build, build]) as modules:
-        shares = [p / 100 for p in args.planted if p]
-        rows = {
-            (c.name, planted): count
-            for c in track(cases(), "calibration")
-            for planted, count in zip(
-                filter(None, args.planted), calibrated(modules[0], c, shares).values(), strict=True
-            )
-        }
-        study["rows"] = [[*key, value] for key, value in rows.items()]
         for number, planted in enumerate(track(plan, "jobs")):
             case = cases()[rng.integers(len(cases()))]
-            extra = rows.get((case.name, planted))
-            seeded = replace(options, seed=number)
-            jobs.append(job(modules, int(planted), extra, case, seeded))
+            jobs.append(job(modules, int(planted), case, replace(options, seed=number)))
             study["environment"]["seconds"] = round(time.monotonic() - start)
             study |= {"summary": summary(jobs), "jobs": jobs}
             results.write_text(args.output, json.dumps(study, indent=1) + "\n")
