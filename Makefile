@@ -88,6 +88,10 @@ sanitize: $(VENV)/installed ## kernel tests on a build with the address and unde
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	  $(BIN)/pytest tests/test_accuracy.py tests/test_edges.py -q -x -k 'not fallback' -p no:cacheprovider
 
+.PHONY: arm-check
+arm-check: $(VENV)/installed ## on Debian with a cross-compiler: the CPU kernels on 64-bit ARM, emulated
+	sh tests/arm_check.sh
+
 gpu-check: build ## on a CUDA machine: correctness, compute-sanitizer, times against peers
 	$(BIN)/python benchmarks/gpu_check.py
 

@@ -22,9 +22,11 @@ from rich.progress import (
 from mmkern.bench import (
     blocks,
     contest,
+    curves,
     machine,
     models,
     overhead,
+    peers,
     photos,
     report,
     results,
@@ -36,7 +38,7 @@ from mmkern.bench.workloads import OPS, WORKLOADS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: seconds that a whole run aims at; rows get fewer rounds where it would take longer
-TARGET_S, QUICK_TARGET_S, FULL_TARGET_S = 120, 60, 480
+TARGET_S, QUICK_TARGET_S, FULL_TARGET_S = 90, 60, 480
 PLAN = Plan()
 QUICK_PLAN = Plan(min_rounds=5, budget_s=0.5, max_rounds=30)
 MODEL_PLAN = Plan(min_rounds=5, budget_s=2.0, max_rounds=20)
@@ -73,7 +75,9 @@ def chosen(options):
         if not (everything or workload.case.op in options.ops):
             continue
         if workload.quick or not options.quick:
-            rows += [_op_row(workload, d, options) for d in _dtypes(workload, options, everything)]
+            dtypes = _dtypes(workload, options, everything)
+            rows += [_op_row(workload, d, p, options) for p in _passes(workload, options)
+                     for d in dtypes]  # fmt: skip
     for model in models.MODELS:
         if not (everything or model.name in options.models):
             continue
@@ -104,13 +108,23 @@ def _dtypes(workload, options, everything):
     return () if workload.extra else models.default_dtypes(options.dtypes)
 
 
-def _op_row(workload, dtype, options):
+def _passes(workload, options):
+    """What to time; with --full the forward and the backward of a training workload alone, too."""
+    if options.full and workload.backward:
+        return ("forward", "backward", workload.passes)
+    return (workload.passes,)
+
+
+def _op_row(workload, dtype, passes, options):
     def run(pace):
-        made = contest.op_contest(workload, DTYPES[dtype], options.device, options.seed)
+        made = contest.op_contest(
+            workload, DTYPES[dtype], options.device, options.seed, passes, peers=options.full
+        )
         plan = pace(QUICK_PLAN if options.quick else PLAN)
         return _contest(made, plan, options, workload.compiles, "one ATen call")
 
-    return Row({"kind": "op", "op": workload.case.op, "name": workload.id, "dtype": dtype}, run)
+    name = workload.id if passes == workload.passes else f"{workload.id}, {passes} alone"
+    return Row({"kind": "op", "op": workload.case.op, "name": name, "dtype": dtype}, run)
 
 
 def _model_row(model, dtype, options, make=models.model_contest):
@@ -170,7 +184,10 @@ def run(options, console=None, command=None):
             "seed": options.seed,
         },
         "inputs": photos.SOURCE,
+        "peers": {name: "absent: " + why for name, why in peers.absent(options.device).items()},
         "peaks": None,
+        "noise": None,
+        "memory": [],
         "rows": [],
         "not_run": [row.identity for row in rows],
     }
@@ -214,6 +231,7 @@ def _run_rows(rows, options, found, console):
             machine.peaks, options.device, [DTYPES[d] for d in options.dtypes], quick=options.quick
         )
         found["peaks"] = peaks()
+        found["noise"] = machine.noise(options.device)
         end = time.monotonic() + _target_s(options)
         for number, row in enumerate(rows):
             left = end - time.monotonic()
@@ -226,3 +244,6 @@ def _run_rows(rows, options, found, console):
             progress.advance(task)
             progress.console.print(tables.line(done), highlight=False)
         found["peaks"] = machine.best_peaks(found["peaks"], peaks())
+        if options.full:
+            progress.update(task, description="memory")
+            found["memory"] = curves.curves(options.device)
