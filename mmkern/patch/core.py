@@ -99,7 +99,9 @@ def _first_parameter(function):
 
 def by_name(forward, name, module, *args, **kwargs):
     """A replacement for whose input the class's forward has another name, here called by that."""
-    if not args and name in kwargs:
+    if not args:
+        if name not in kwargs:
+            return original(module, **kwargs)  # which raises what the class raises
         args = (kwargs.pop(name),)
     return forward(module, *args, **kwargs)
 
