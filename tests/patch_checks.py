@@ -41,12 +41,19 @@ def oracle_of(model, inputs):
 
 
 def check_accuracy(model, inputs):
-    """Patch the model; output and every gradient by the rule. Returns the report."""
+    """Patch the model; output and every gradient by the rule. Returns (what eager gave, report)."""
     eager, oracle = run(model, inputs), oracle_of(model, inputs)
     report = mmkern.patch(model)
     got = run(model, inputs)
     assert_all_accurate(got, eager, oracle)
-    return report
+    return eager, report
+
+
+def exact_forward(model, inputs):
+    """The output of the unpatched model in float64."""
+    with Exact():
+        wide = {key: cast(x, torch.float64) for key, x in inputs.items()}
+        return output(copy.deepcopy(model).double()(**wide))
 
 
 def check_autocast(model, inputs):

@@ -8,30 +8,9 @@ import mmkern
 
 pytest.importorskip("transformers")
 
-from patch_checks import check_accuracy, check_autocast, counts
+from patch_checks import counts
 from patch_kimi import MoonViTEncoderLayer
 from patch_models import build
-
-SWAPPED = {
-    "patch_embed": 1, "vision_block": 2, "mlp": 2, "projector": 1, "residual_norm": 2,
-    "rms_norm": 7, "gated_mlp": 5,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_accuracy_and_names(dtype):
-    model, inputs = build("kimi_vl", dtype)
-    keys, classes = list(model.state_dict()), [type(m) for m in model.modules()]
-    attributes = [set(vars(m)) for m in model.modules()]
-    report = check_accuracy(model, inputs)
-    assert counts(report) == SWAPPED and not report.left
-    assert list(model.state_dict()) == keys and [type(m) for m in model.modules()] == classes
-    mmkern.unpatch(model)
-    assert [set(vars(m)) for m in model.modules()] == attributes
-
-
-def test_autocast():
-    check_autocast(*build("kimi_vl"))
 
 
 def test_one_packed_attention_call_per_vision_layer(monkeypatch):
