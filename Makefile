@@ -65,10 +65,16 @@ results: bench-full ## measure again, and write the committed results and the ta
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md
 
+.PHONY: cpu-limits
+cpu-limits: build ## time the CPU kernels beside their aims, and write the result and README's table
+	$(BIN)/python benchmarks/cpu_limits.py
+	$(BIN)/python benchmarks/cpu_limits.py --table README.md
+
 docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
+	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .
