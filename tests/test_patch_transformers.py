@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from accuracy import assert_accurate
-from patch_checks import run
+from patch_checks import counts, oracle_of, run
 from patch_models import TEXT, build, ids
+from test_models import assert_all_accurate
 from tiny_models import one_thread  # noqa: F401
 
 import mmkern
@@ -71,6 +72,20 @@ def test_vision_tower_makes_one_attention_call_per_layer(monkeypatch):
     model(**inputs)
     packed = [c.tolist() for c in calls if c is not None]
     assert packed == [[0, 24, 32]] * 2 and len(calls) == 4
+
+
+@pytest.mark.parametrize(("name", "layers"), [("qwen3_vl_moe", 2), ("kimi", 1)])
+def test_the_gate_of_fast_experts(name, layers):
+    """What transformers takes by default; float64 has the eager experts alone."""
+    model, inputs = build(name)
+    oracle = oracle_of(model, inputs)
+    model.config.text_config._experts_implementation = "grouped_mm"
+    eager = run(model, inputs)
+    report = mmkern.patch(model)
+    assert counts(report)["experts"] == layers and not report.left
+    assert_all_accurate(run(model, inputs), eager, oracle)
+    mmkern.unpatch(model)
+    assert all(torch.equal(v, eager[k]) for k, v in run(model, inputs).items())
 
 
 def masks(kind):
