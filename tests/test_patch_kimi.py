@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import one_thread  # noqa: F401
+from torch.utils.checkpoint import checkpoint
 
 import mmkern
 
@@ -62,3 +63,23 @@ def test_layers_that_take_the_longest_segment():
     assert counts(report) == {"vision_block": 1, "mlp": 1}
     torch.testing.assert_close(layer(*arguments, rope_freqs_cis=freqs), wanted)
     torch.testing.assert_close(layer(*arguments, freqs), wanted)
+
+
+def test_text_layers_recompute_under_checkpoint():
+    """As the published model asks for it: around the call of each layer."""
+    model, _ = build("kimi_vl")
+    mmkern.patch(model)
+    x, calls, results = torch.randn(2, 5, 48), [], []
+    for layer in model.language_model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+        calls.clear()
+        leaf = x.clone().requires_grad_()
+        y = leaf
+        for layer in model.language_model.model.layers:
+            (y,) = run(layer.__call__, y)
+        y.square().sum().backward()
+        results.append((len(calls), y.detach(), leaf.grad))
+    (once, *plain), (twice, *again) = results
+    assert (once, twice) == (2, 4)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
