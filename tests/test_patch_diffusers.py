@@ -1,4 +1,4 @@
-"""Models of diffusers, patched and unpatched: numbers, names, modes, backends, denoising."""
+"""What diffusers alone has: attention processors, the dispatcher's backend, copies of a model."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Models of transformers, patched and unpatched: numbers, names, modes, generation, training."""
+"""What transformers alone has: generation, masks, the attention interface, fast experts."""
 
 import copy
 
