@@ -53,6 +53,19 @@ bench-quick: build ## the same, short
 bench-full: build ## the same, every workload in every dtype, in about ten minutes
 	$(BIN)/mmkern bench --full --output out/bench-full
 
+# The last commit of main before this tree, built beside it. Noise voids the job and exits 0; the
+# margin is wide because two builds differ by a few percent through where their code lies.
+.PHONY: compare instructions gate-power
+compare: build ## whether this tree is slower than the last commit of main, in short
+	$(BIN)/mmkern compare previous . --quick --margin 10 --output out/compare.json
+
+instructions: build ## fail where a CPU kernel executes more instructions than its committed count
+	$(BIN)/python benchmarks/instructions.py --check
+
+gate-power: build ## measure again how often the gate is right, in about half an hour
+	$(BIN)/python benchmarks/gate_power.py
+	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md
+
 RESULTS := benchmarks/results
 TABLES := $(BIN)/python -m mmkern.bench.readme
 results: bench-full ## measure again, and write the committed results and the tables made from them
@@ -69,6 +82,7 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
+	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .

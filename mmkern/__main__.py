@@ -27,8 +27,11 @@ def _parser():
     info.set_defaults(command=_info)
     _add_bench(commands)
     _add_compare(commands)
-    report = commands.add_parser("report", help="write report.html again from a results.json")
-    report.add_argument("results", type=Path, help="results.json")
+    report = commands.add_parser(
+        "report", help="write report.html and report.md from a results.json, or compare two"
+    )
+    report.add_argument("results", type=Path, help="results.json; of two, the earlier one")
+    report.add_argument("after", type=Path, nargs="?", help="the later results.json")
     report.add_argument("--output", type=Path, help="default: report.html beside the results")
     report.set_defaults(command=_report, parser=report)
     tune = commands.add_parser(
@@ -230,15 +233,20 @@ def _compare_results(args):
 
 
 def _report(args):
-    from mmkern.bench import report, results
+    from mmkern.bench import compare, markdown, report, results
 
+    console = Console()
     try:
-        found = results.load(args.results)
+        found, before = results.load(args.after or args.results), None
+        if args.after:
+            before = results.load(args.results)
+            compare.run(before, found, console)
     except results.ResultsError as error:
         args.parser.error(str(error))
-    path = args.output or args.results.with_name("report.html")
-    report.write(found, path)
-    Console().print(f"written: {path}")
+    path = args.output or (args.after or args.results).with_name("report.html")
+    report.write(found, path, before)
+    markdown.write(found, path.with_suffix(".md"))
+    console.print(f"written: {path}, {path.with_suffix('.md').name}")
     return 0
 
 

@@ -9,6 +9,15 @@ from rich.table import Table
 from mmkern.bench import results
 from mmkern.bench.tables import milliseconds
 
+HEAD = ("row", "dtype", "mmkern ms", "vs eager", "vs compile", "change")
+
+
+def changes(before, after):
+    """The texts under HEAD, for each row that both have."""
+    old, new = ({results.key(row): row for row in f["rows"]} for f in (before, after))
+    pairs = [(old[key], new[key]) for key in old if key in new]
+    return [_cells(*pair, _worst_change(*pair)) for pair in pairs]
+
 
 def run(before, after, console, *, fail_over=None):
     """Print the changes; returns 1 if ``fail_over`` is given and a row got worse by more percent.
@@ -23,7 +32,7 @@ def run(before, after, console, *, fail_over=None):
     if not common:
         raise results.ResultsError("the two results have no row in common")
     table = Table()
-    for name in ("row", "dtype", "mmkern ms", "vs eager", "vs compile", "change"):
+    for name in HEAD:
         table.add_column(name, justify="left" if name == "row" else "right", overflow="fold")
     worse = []
     for key in common:

@@ -15,6 +15,20 @@ def milliseconds(value):
     return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def mebibytes(value):
+    """Bytes in MiB, "-" for None."""
+    return "-" if value is None else f"{value / 2**20:.1f}"
+
+
+def interval(row, contestant):
+    """The median time with its interval, as text: "1.52 (1.49-1.55)"."""
+    time = row["times"].get(contestant, {})
+    if "median_ms" not in time:
+        return "-"
+    low, high = (milliseconds(time[f"{end}_ms"]) for end in ("low", "high"))
+    return f"{milliseconds(time['median_ms'])} ({low}-{high})"
+
+
 def times_faster(row, contestant):
     """The ratio with its interval, as text: "1.52 (1.49-1.55)"."""
     found = row["ratios"].get(contestant)
