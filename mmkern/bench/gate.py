@@ -10,6 +10,8 @@ it is slower then, too.
 """
 
 import json
+import math
+import time
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -26,13 +28,17 @@ DEFAULT_DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Options:
-    """The choices of a job; empty ``ops`` means all. quick: the workloads of bench --quick."""
+    """The choices of a job; empty ``ops`` means all. quick: the workloads of bench --quick.
+
+    seconds: after them no other case is begun; the cases then come in random order.
+    """
 
     ops: tuple = ()
     dtypes: tuple = DEFAULT_DTYPES
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     quick: bool = False
+    seconds: float = math.inf
     seed: int = 0
     rule: paired.Rule = field(default_factory=paired.Rule)
 
@@ -83,12 +89,19 @@ def judge(base, head, twin, chosen, options, progress=lambda text: None):
 
     Returns:
         {"findings": {Case: Finding}, "slow": [Case], "noise": [reason], "canaries":
-        {Case: Finding}, "skipped": {Case: reason}}; a case that BASE cannot run is skipped.
+        {Case: Finding}, "skipped": {Case: reason}}; a case that BASE cannot run is skipped, and
+        so are those for which no time is left.
     """
     rng = np.random.default_rng(options.seed)
+    end = time.monotonic() + options.seconds
+    if options.seconds < math.inf:
+        chosen = [chosen[i] for i in rng.permutation(len(chosen))]
     watched = canaries(chosen)
     found = {"findings": {}, "slow": [], "noise": [], "canaries": {}, "skipped": {}}
     for case in chosen:
+        if found["findings"] and time.monotonic() > end:
+            found["skipped"][case] = f"{options.seconds:g} s were over"
+            continue
         bind = case.prepare(options.device, options.seed)
         try:
             with torch.set_grad_enabled(case.workload.backward):

@@ -207,11 +207,16 @@ def _changes(before, found):
         return ""
     head = "".join(f"<th>{name}</th>" for name in compare.HEAD)
     body = "".join(_line(cells, "") for cells in compare.changes(before, found))
+    only = [
+        f"{text}: {results.label(row)} {row['dtype']}"
+        for text, row in compare.unshared(before, found)
+    ]
     since = f"{before['environment']['date']}, {before['environment']['commit']}"
     return (
         f'<h2>Changes since {escape(since)}</h2><div class="scroll"><table><tr>{head}</tr>{body}'
         '</table></div><p class="small">Before &rarr; after. The change is that of the ratio that '
         "fell most: ratios were measured within each run, milliseconds at different times.</p>"
+        + (_list(only) if only else "")
     )
 
 
