@@ -83,6 +83,7 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
 	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
+	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .

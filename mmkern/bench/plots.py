@@ -26,6 +26,10 @@ STYLE = {
     "axes.spines.left": False,
 }
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+#: of an axis that spans less than a factor of 3
+FINE_TICKS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2, 2.5)
+#: behind a text that an axis line would cross
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
 
 
 def _figure(rows):
@@ -39,7 +43,8 @@ def _figure(rows):
 
 def _label(axes, y, text, *, lost=False):
     place = axes.get_yaxis_transform()
-    axes.text(0.005, y - 0.38, text, transform=place, color=LOSS if lost else "#222", va="center")
+    colour = LOSS if lost else "#222"
+    axes.text(0.005, y - 0.38, text, transform=place, color=colour, va="center", bbox=PAPER)
 
 
 def _legend(figure, handles, names, title):
@@ -86,7 +91,8 @@ def speedups(rows, title):
         axes.axvline(1, color="#222", linewidth=0.8)
         # room at the right for the number at the end of the longest bar
         axes.set_xlim(min(ends) / 1.1, max(ends) * (max(ends) / min(ends)) ** 0.14)
-        axes.xaxis.set_major_locator(FixedLocator(TICKS))
+        narrow = max(ends) / min(ends) < 3
+        axes.xaxis.set_major_locator(FixedLocator(FINE_TICKS if narrow else TICKS))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
         handles = [matplotlib.patches.Patch(color=COLOURS[n]) for n in names]
@@ -148,8 +154,9 @@ def limits(rows, peaks, title):
         return ""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(rows)
+        names = [n for n in CONTESTANTS if any(results.milliseconds(row, n) for row in rows)]
         for y, row in enumerate(rows):
-            found = {name: achieved(row, peaks, name) for name in CONTESTANTS}
+            found = {name: achieved(row, peaks, name) for name in names}
             _label(axes, y, f"{results.label(row)}: {found['mmkern'][1]}")
             shares = {name: 100 * value[0] for name, value in found.items() if value}
             axes.plot([0, max(shares.values())], [y + 0.05] * 2, color="#ddd", zorder=1)
@@ -160,7 +167,7 @@ def limits(rows, peaks, title):
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
         handles = [
             matplotlib.lines.Line2D([], [], marker="o", linestyle="", color=c)
-            for c in map(COLOURS.get, CONTESTANTS)
+            for c in map(COLOURS.get, names)
         ]
-        _legend(figure, handles, CONTESTANTS, title)
+        _legend(figure, handles, names, title)
     return svg(figure, f"{title}: share of the measured limit of the machine")

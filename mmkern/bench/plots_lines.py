@@ -3,6 +3,7 @@
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mmkern.bench import plots, results
 
@@ -35,6 +36,10 @@ def roofline(rows, peaks, dtype):
                     MARKERS.get(op, "v"), markersize=5, color=plots.COLOURS[name], alpha=0.8,
                     label=f"{op}, {name}",
                 )  # fmt: skip
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("FLOP per byte")
         axes.set_ylabel("GFLOP/s")
         figure.legend(loc="outside upper left", title=dtype, alignment="left", frameon=False,

@@ -7,8 +7,8 @@
 A result of ``mmkern bench`` fills the text between ``<!-- bench:begin -->`` and
 ``<!-- bench:end -->``; a support matrix (mmkern.bench.matrix), that between
 ``<!-- matrix:begin -->`` and ``<!-- matrix:end -->``; a study of benchmarks/gate_power.py, that
-between ``<!-- power:begin -->`` and ``<!-- power:end -->``. With --check nothing is written, and
-drift exits 1. --short keeps the workloads of ``mmkern bench --quick`` and the models.
+between two of its file's name, as ``<!-- gate_power:begin -->``. With --check nothing is written,
+and drift exits 1. --short keeps the workloads of ``mmkern bench --quick`` and the models.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def main(argv=None):
         if schema == matrix.SCHEMA:
             name, body = "matrix", matrix.table(matrix.load(args.evidence))
         elif schema == "mmkern-gate-power/1":
-            name, body = "power", power_table(evidence)
+            name, body = args.evidence.stem, power_table(evidence)
         else:
             name, body = "bench", bench_table(results.load(args.evidence), args.short)
         old = args.document.read_text(encoding="utf-8")

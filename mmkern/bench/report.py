@@ -59,6 +59,7 @@ def render(found, before=None):
         _stages(models),
         _overhead([row for row in rows if row["kind"] == "overhead"]),
         _method(found),
+        _peers(found.get("peers", {})),
         _environment(found),
     ]
     return (
@@ -91,7 +92,6 @@ def _failures(found):
     groups = (
         ("Failed", failed), ("Not run: the run was interrupted", missing),
         ("Baselines and peers without a time", baselines), ("Remarks", notes),
-        ("Peers", [f"{name}: {why}" for name, why in found.get("peers", {}).items()]),
     )  # fmt: skip
     return "".join(f"<h2>{title}</h2>{_list(texts)}" for title, texts in groups if texts)
 
@@ -102,7 +102,9 @@ def _list(texts):
 
 def _losses(rows):
     lines = tables.loss_lines(rows)
-    body = _list(lines) if lines else "<p>Nowhere in this run.</p>"
+    body = _list(lines) if lines else "<p>In time, nowhere in this run.</p>"
+    memory = tables.memory_loss_lines(rows)
+    body += f"<p>In memory:</p>{_list(memory)}" if memory else ""
     return f"<h2>Where mmkern loses</h2>{body}"
 
 
@@ -255,6 +257,11 @@ def _method(found):
         "plus one rounding (three times for gradients), the row fails and has no time."
         f"{compiled}</p>"
     )
+
+
+def _peers(absent):
+    texts = [f"{name}: {why}" for name, why in absent.items()]
+    return f"<h2>Peers that took no part</h2>{_list(texts)}" if texts else ""
 
 
 def _environment(found):

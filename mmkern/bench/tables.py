@@ -129,6 +129,17 @@ def loss_lines(rows):
     return [f"{what}: {', '.join(ratios)}" for what, ratios in lines.items()]
 
 
+def memory_loss_lines(rows):
+    """One line for each row in which mmkern takes over 10 % and 1 MiB more memory than eager."""
+    lines = []
+    for row in rows:
+        ours, eager = (results.peak_bytes(row, name) for name in ("mmkern", "eager"))
+        if None not in (ours, eager) and ours > 1.1 * eager + 2**20:
+            what = f"{results.label(row)} {row['dtype']} ({row['shape']})"
+            lines.append(f"{what}: {mebibytes(ours)} MiB, eager {mebibytes(eager)}")
+    return lines
+
+
 def print_results(found, console):
     """The whole report on a terminal."""
     rows = found["rows"]
