@@ -27,9 +27,14 @@ def _parser():
     info.set_defaults(command=_info)
     _add_bench(commands)
     _add_compare(commands)
-    report = commands.add_parser("report", help="write report.html again from a results.json")
-    report.add_argument("results", type=Path, help="results.json")
-    report.add_argument("--output", type=Path, help="default: report.html beside the results")
+    report = commands.add_parser(
+        "report", help="write report.html and report.md from a results.json, or compare two"
+    )
+    report.add_argument("results", type=Path, help="results.json; of two, the earlier one")
+    report.add_argument("after", type=Path, nargs="?", help="the later results.json")
+    report.add_argument(
+        "--output", type=Path, help="default: report.html, or comparison.html, beside the later one"
+    )
     report.set_defaults(command=_report, parser=report)
     tune = commands.add_parser(
         "tune",
@@ -89,6 +94,8 @@ def _add_compare(commands):
     add("--threads", type=int, default=1, help="builds: CPU threads; with 1 (the default) the "
         "thread's own time counts, which other programs do not disturb")  # fmt: skip
     add("--quick", action="store_true", help="builds: the workloads of bench --quick")
+    add("--seconds", type=float, default=float("inf"), metavar="S", help="builds: begin no case "
+        "after so many seconds of measuring; default no limit")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="builds: write the findings as JSON")
     add(
         "--fail-over",
@@ -219,20 +226,35 @@ def _compare(args):
         device=_device(args),
         threads=args.threads,
         quick=args.quick,
+        seconds=args.seconds,
         rule=paired.Rule(margin=args.margin / 100),
     )
     console, here = Console(), Path(mmkern.__file__).parents[1]
     try:
-        if args.before == "previous":
-            args.before = builds.previous(here)
-            if args.before is None:
-                console.print(f"skipped: {here} has no earlier commit on main to compare with")
-                return 0
-        pair = [builds.find(spec, here, here / "build" / "compare")
-                for spec in (args.before, args.after)]  # fmt: skip
-        return gate.run(*pair, options, console, args.output)
+        head = builds.find(args.after, here, here / "build" / "compare")
+        base, why_not = _base(args.before, here)
+        if base is None:
+            console.print(f"skipped: {why_not}", markup=False, soft_wrap=True)
+            return 0
+        return gate.run(base, head, options, console, args.output)
     except builds.BuildError as error:
         args.parser.error(str(error))
+
+
+def _base(spec, here):
+    """(the Build to compare with, None), or (None, why there is no "previous" one)."""
+    from mmkern.bench import builds
+
+    cache = here / "build" / "compare"
+    if spec != "previous":
+        return builds.find(spec, here, cache), None
+    commit = builds.previous(here)
+    if commit is None:
+        return None, f"{here} has no earlier commit of main to compare with"
+    try:
+        return builds.find(commit, here, cache), None
+    except builds.BuildError as error:
+        return None, f"the commit before cannot be built: {error}"
 
 
 def _compare_results(args):
@@ -246,15 +268,21 @@ def _compare_results(args):
 
 
 def _report(args):
-    from mmkern.bench import report, results
+    from mmkern.bench import compare, markdown, report, results
 
+    console = Console()
     try:
-        found = results.load(args.results)
+        found, before = results.load(args.after or args.results), None
+        if args.after:
+            before = results.load(args.results)
+            compare.run(before, found, console)
     except results.ResultsError as error:
         args.parser.error(str(error))
-    path = args.output or args.results.with_name("report.html")
-    report.write(found, path)
-    Console().print(f"written: {path}")
+    name = "comparison.html" if args.after else "report.html"
+    path = args.output or (args.after or args.results).with_name(name)
+    report.write(found, path, before)
+    markdown.write(found, path.with_suffix(".md"), before)
+    console.print(f"written: {path}, {path.with_suffix('.md').name}")
     return 0
 
 

@@ -24,6 +24,7 @@ from mmkern.bench import (
     contest,
     curves,
     machine,
+    markdown,
     models,
     overhead,
     peers,
@@ -202,8 +203,9 @@ def run(options, console=None, command=None):
     found["environment"]["seconds"] = round(time.monotonic() - start, 1)
     results.save(found, options.output)
     report.write(found, options.output / "report.html")
+    markdown.write(found, options.output / "report.md")
     tables.print_results(found, console)
-    console.print(f"written: {options.output}/results.json, results.csv, report.html")
+    console.print(f"written: {options.output}/results.json, results.csv, report.html, report.md")
     if interrupted:
         return 130
     return 1 if results.failures(found["rows"]) else 0
