@@ -5,6 +5,7 @@
 Runs on CPUs with gloo, and on GPUs with nccl where there are any. Patch first, then shard.
 """
 
+import gc
 import os
 
 import torch
@@ -40,11 +41,8 @@ def build(device):
     return model, report, batch
 
 
-def main():
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+def train(device):
+    """Ten steps; prints the loss of each."""
     model, report, batch = build(device)
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for block in model.transformer_blocks:
@@ -66,6 +64,17 @@ def main():
         dist.all_reduce(loss)
         if first:
             print(f"step {step}: loss {loss.item():.4f}")
+
+
+def main():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    train(device)
+    # a process group that the sharded model keeps alive until the interpreter ends can abort there
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -22,15 +22,16 @@ MMKERN_INLINE vf2 negate(vf2 x) { return {-x.a, -x.b}; }
 // The table row of the current token, and the order in which a head's elements are visited: runs
 // [0, R), [R, D) of interleaved pairs, or [0, R/2), [R/2, R), [R, D). A scratch row keeps the runs
 // one after the other, each padded to whole vectors; `slot` is an element's place in such a row.
-template <class T, bool kInterleaved, bool kTranspose>
+template <class T, bool kInterleaved>
 class Rotation {
  public:
   using Lanes = typename LanesOf<T, kInterleaved>::type;
   static constexpr int64_t kRows = 2;
 
-  // memory: kRows scratch rows.
-  Rotation(const RopeArgs& args, float* memory)
+  // memory: kRows scratch rows. transpose: the rotation the other way round, for gradients.
+  Rotation(const RopeArgs& args, bool transpose, float* memory)
       : args_(args),
+        transpose_(transpose),
         run_(kInterleaved ? args.width : args.width / 2),
         second_(kInterleaved ? 0 : scratch_pitch(run_)),
         rest_(second_ + scratch_pitch(run_)),
@@ -107,17 +108,18 @@ class Rotation {
       store_pair(cos_ + i, load_pair_as<Lanes>(cos + i, w));
       const vf2 s = load_pair_as<Lanes>(sin + i, w);
       if constexpr (kInterleaved) {
-        store_pair(sin_ + i, kTranspose ? vf2{s.b, -s.a} : vf2{-s.a, s.b});
+        store_pair(sin_ + i, transpose_ ? vf2{s.b, -s.a} : vf2{-s.a, s.b});
       } else {
         const vf2 other = load_pair_as<Lanes>(sin + run_ + i, w);
         store_pair(cos_ + second_ + i, load_pair_as<Lanes>(cos + run_ + i, w));
-        store_pair(sin_ + i, kTranspose ? other : negate(s));
-        store_pair(sin_ + second_ + i, kTranspose ? negate(s) : other);
+        store_pair(sin_ + i, transpose_ ? other : negate(s));
+        store_pair(sin_ + second_ + i, transpose_ ? negate(s) : other);
       }
     });
   }
 
   const RopeArgs& args_;
+  const bool transpose_;
   const int64_t run_, second_, rest_;
   float* const cos_;
   float* const sin_;
@@ -180,10 +182,10 @@ void normalize_and_rotate_heads(const RopeArgs& args, const Rotation& rotation,
 
 template <class T, bool kInterleaved>
 void rotate_rows(const RopeArgs& args, int64_t begin, int64_t end, float* scratch) {
-  using Forward = Rotation<T, kInterleaved, false>;
+  using Heads = Rotation<T, kInterleaved>;
   const int64_t pitch = scratch_pitch(args.head_dim + kRopePadding);
-  Forward rotation(args, scratch);
-  float* weights = scratch + Forward::kRows * pitch;
+  Heads rotation(args, /*transpose=*/false, scratch);
+  float* weights = scratch + Heads::kRows * pitch;
   const float* q_weight = rotation.read_weight(args.q.weight, weights);
   const float* k_weight = rotation.read_weight(args.k.weight, weights + pitch);
   const auto side = [&](const RopeSide& side, const float* weight, Token at) {
@@ -212,7 +214,7 @@ class HeadGradients {
   HeadGradients(const RopeGradArgs& args, float* scratch)
       : args_(args),
         pitch_(scratch_pitch(args.forward.head_dim + kRopePadding)),
-        rotation_(args.forward, scratch),
+        rotation_(args.forward, /*transpose=*/true, scratch),
         g_(scratch + 2 * pitch_),
         token_sum_(scratch + 3 * pitch_),
         q_weight_(rotation_.read_weight(args.forward.q.weight, scratch + 4 * pitch_)),
@@ -233,8 +235,7 @@ class HeadGradients {
   }
 
  private:
-  using Backward = Rotation<T, kInterleaved, true>;
-  using Lanes = typename Backward::Lanes;
+  using Lanes = typename Rotation<T, kInterleaved>::Lanes;
 
   void run_side(const RopeSide& side, const RopeHeads& grad, const float* weight,
                 GroupAccumulator<T>& sum, Token at) {
@@ -288,7 +289,7 @@ class HeadGradients {
 
   const RopeGradArgs& args_;
   const int64_t pitch_;
-  Backward rotation_;
+  Rotation<T, kInterleaved> rotation_;
   float* const g_;
   float* const token_sum_;
   const float* const q_weight_;

@@ -25,7 +25,7 @@ from mmkern.bench.workloads import OPS, WORKLOADS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: seconds that a whole run aims at; rows get fewer rounds where it would take longer
-TARGET_S, QUICK_TARGET_S, FULL_TARGET_S = 120, 60, 480
+TARGET_S, QUICK_TARGET_S, FULL_TARGET_S = 90, 60, 480
 PLAN = Plan()
 QUICK_PLAN = Plan(min_rounds=5, budget_s=0.5, max_rounds=30)
 MODEL_PLAN = Plan(min_rounds=5, budget_s=2.0, max_rounds=20)
