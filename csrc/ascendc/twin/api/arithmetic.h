@@ -136,8 +136,8 @@ namespace AscendC {
   }                                                                                              \
   template <typename T, bool isSetMask = true>                                                   \
   void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,   \
-            uint64_t mask, const uint8_t repeatTime, const BinaryRepeatParams& repeatParams,     \
-            Loc loc = Loc::Here()) {                                                             \
+            uint64_t mask, ascendc_twin::Field8 repeatTime,                                      \
+            const BinaryRepeatParams& repeatParams, Loc loc = Loc::Here()) {                     \
     ascendc_twin::CheckType<T, __VA_ARGS__>(                                                     \
         ascendc_twin::Instruction(ascendc_twin::kV, #NAME, loc));                                \
     ascendc_twin::Binary(#NAME, loc, dst, src0, src1, mask, isSetMask, repeatTime, repeatParams, \
@@ -145,7 +145,7 @@ namespace AscendC {
   }                                                                                              \
   template <typename T, bool isSetMask = true>                                                   \
   void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,   \
-            const uint64_t mask[], const uint8_t repeatTime,                                     \
+            const uint64_t mask[], ascendc_twin::Field8 repeatTime,                              \
             const BinaryRepeatParams& repeatParams, Loc loc = Loc::Here()) {                     \
     ascendc_twin::CheckType<T, __VA_ARGS__>(                                                     \
         ascendc_twin::Instruction(ascendc_twin::kV, #NAME, loc));                                \
@@ -186,7 +186,7 @@ ASCENDC_TWIN_BINARY(Or, kFull, false, a | b, int16_t, uint16_t)
   }                                                                                      \
   template <typename T, bool isSetMask = true>                                           \
   void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint64_t mask,         \
-            const uint8_t repeatTime, const UnaryRepeatParams& repeatParams,             \
+            ascendc_twin::Field8 repeatTime, const UnaryRepeatParams& repeatParams,      \
             Loc loc = Loc::Here()) {                                                     \
     ascendc_twin::CheckType<T, __VA_ARGS__>(                                             \
         ascendc_twin::Instruction(ascendc_twin::kV, #NAME, loc));                        \
@@ -195,7 +195,7 @@ ASCENDC_TWIN_BINARY(Or, kFull, false, a | b, int16_t, uint16_t)
   }                                                                                      \
   template <typename T, bool isSetMask = true>                                           \
   void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask[], \
-            const uint8_t repeatTime, const UnaryRepeatParams& repeatParams,             \
+            ascendc_twin::Field8 repeatTime, const UnaryRepeatParams& repeatParams,      \
             Loc loc = Loc::Here()) {                                                     \
     ascendc_twin::CheckType<T, __VA_ARGS__>(                                             \
         ascendc_twin::Instruction(ascendc_twin::kV, #NAME, loc));                        \
@@ -232,7 +232,7 @@ ASCENDC_TWIN_UNARY(Not, kFull, ~a, int16_t, uint16_t)
   }                                                                                               \
   template <typename T, bool isSetMask = true>                                                    \
   void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar, uint64_t mask, \
-            const uint8_t repeatTime, const UnaryRepeatParams& repeatParams,                      \
+            ascendc_twin::Field8 repeatTime, const UnaryRepeatParams& repeatParams,               \
             Loc loc = Loc::Here()) {                                                              \
     ascendc_twin::CheckType<T, __VA_ARGS__>(                                                      \
         ascendc_twin::Instruction(ascendc_twin::kV, #NAME, loc));                                 \
@@ -241,7 +241,7 @@ ASCENDC_TWIN_UNARY(Not, kFull, ~a, int16_t, uint16_t)
   }                                                                                               \
   template <typename T, bool isSetMask = true>                                                    \
   void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar,                \
-            const uint64_t mask[], const uint8_t repeatTime,                                      \
+            const uint64_t mask[], ascendc_twin::Field8 repeatTime,                               \
             const UnaryRepeatParams& repeatParams, Loc loc = Loc::Here()) {                       \
     ascendc_twin::CheckType<T, __VA_ARGS__>(                                                      \
         ascendc_twin::Instruction(ascendc_twin::kV, #NAME, loc));                                 \
@@ -272,7 +272,8 @@ void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const U& scalar,
 }
 template <typename T, typename U, bool isSetMask = true>
 void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const U& scalar, uint64_t mask,
-          const uint8_t repeatTime, const UnaryRepeatParams& repeatParams, Loc loc = Loc::Here()) {
+          ascendc_twin::Field8 repeatTime, const UnaryRepeatParams& repeatParams,
+          Loc loc = Loc::Here()) {
   ascendc_twin::Unary("Axpy", loc, dst, src, mask, isSetMask, repeatTime, repeatParams,
                       ascendc_twin::VectorRate::kFull, AxpyOp<T, U>(scalar), true);
 }

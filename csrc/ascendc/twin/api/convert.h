@@ -7,15 +7,17 @@ namespace AscendC {
 
 struct BrcbRepeatParams {
   BrcbRepeatParams() {}
-  BrcbRepeatParams(uint16_t block, uint16_t repeat) : dstRepStride(repeat), dstBlkStride(block) {}
+  BrcbRepeatParams(ascendc_twin::Field16 block, ascendc_twin::Field16 repeat)
+      : dstRepStride(repeat), dstBlkStride(block) {}
   uint32_t blockNumber = DEFAULT_BLK_NUM;
-  uint16_t dstRepStride = 8;
-  uint16_t dstBlkStride = 1;
+  ascendc_twin::Field16 dstRepStride = 8;
+  ascendc_twin::Field16 dstBlkStride = 1;
 };
 
 struct TransDataTo5HDParams {
   TransDataTo5HDParams() {}
-  TransDataTo5HDParams(bool dst_high, bool src_high, uint8_t repeat, uint16_t dst, uint16_t src)
+  TransDataTo5HDParams(bool dst_high, bool src_high, ascendc_twin::Field8 repeat,
+                       ascendc_twin::Field16 dst, ascendc_twin::Field16 src)
       : dstHighHalf(dst_high),
         srcHighHalf(src_high),
         repeatTimes(repeat),
@@ -23,9 +25,9 @@ struct TransDataTo5HDParams {
         srcRepStride(src) {}
   bool dstHighHalf = false;
   bool srcHighHalf = false;
-  uint8_t repeatTimes = 1;
-  uint16_t dstRepStride = 0;
-  uint16_t srcRepStride = 0;
+  ascendc_twin::Field8 repeatTimes = 1;
+  ascendc_twin::Field16 dstRepStride = 0;
+  ascendc_twin::Field16 srcRepStride = 0;
 };
 
 }  // namespace AscendC
@@ -132,8 +134,8 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
 }
 template <typename T, typename U, bool isSetMask = true>
 void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
-          const uint64_t mask, const uint8_t repeatTime, const UnaryRepeatParams& repeatParams,
-          Loc loc = Loc::Here()) {
+          const uint64_t mask, ascendc_twin::Field8 repeatTime,
+          const UnaryRepeatParams& repeatParams, Loc loc = Loc::Here()) {
   const ascendc_twin::Rounding mode = ascendc_twin::CheckCast<T, U>(loc, roundMode);
   ascendc_twin::Unary("Cast", loc, dst, src, mask, isSetMask, repeatTime, repeatParams,
                       ascendc_twin::VectorRate::kFull,
@@ -141,8 +143,8 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
 }
 template <typename T, typename U, bool isSetMask = true>
 void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
-          const uint64_t mask[], const uint8_t repeatTime, const UnaryRepeatParams& repeatParams,
-          Loc loc = Loc::Here()) {
+          const uint64_t mask[], ascendc_twin::Field8 repeatTime,
+          const UnaryRepeatParams& repeatParams, Loc loc = Loc::Here()) {
   const ascendc_twin::Rounding mode = ascendc_twin::CheckCast<T, U>(loc, roundMode);
   ascendc_twin::Unary("Cast", loc, dst, src, mask, isSetMask, repeatTime, repeatParams,
                       ascendc_twin::VectorRate::kFull,
@@ -176,9 +178,9 @@ void Duplicate(const LocalTensor<T>& dst, const T& scalar, const int32_t& count,
   ascendc_twin::Generate<T>(instruction, lanes, d, [scalar](uint64_t) { return scalar; });
 }
 template <typename T, bool isSetMask = true>
-void Duplicate(const LocalTensor<T>& dst, const T& scalar, uint64_t mask, const uint8_t repeatTime,
-               const uint16_t dstBlockStride, const uint8_t dstRepeatStride,
-               Loc loc = Loc::Here()) {
+void Duplicate(const LocalTensor<T>& dst, const T& scalar, uint64_t mask,
+               ascendc_twin::Field8 repeatTime, ascendc_twin::Field16 dstBlockStride,
+               ascendc_twin::Field8 dstRepeatStride, Loc loc = Loc::Here()) {
   ascendc_twin::Instruction instruction(ascendc_twin::kV, "Duplicate", loc);
   const auto lanes = ascendc_twin::MaskLanes(instruction, mask, repeatTime, sizeof(T), isSetMask);
   const auto d = ascendc_twin::UseVector(instruction, dst, "dst", dstBlockStride, dstRepeatStride);
@@ -186,8 +188,8 @@ void Duplicate(const LocalTensor<T>& dst, const T& scalar, uint64_t mask, const 
 }
 template <typename T, bool isSetMask = true>
 void Duplicate(const LocalTensor<T>& dst, const T& scalar, const uint64_t mask[],
-               const uint8_t repeatTime, const uint16_t dstBlockStride,
-               const uint8_t dstRepeatStride, Loc loc = Loc::Here()) {
+               ascendc_twin::Field8 repeatTime, ascendc_twin::Field16 dstBlockStride,
+               ascendc_twin::Field8 dstRepeatStride, Loc loc = Loc::Here()) {
   ascendc_twin::Instruction instruction(ascendc_twin::kV, "Duplicate", loc);
   const auto lanes = ascendc_twin::MaskLanes(instruction, mask, repeatTime, sizeof(T), isSetMask);
   const auto d = ascendc_twin::UseVector(instruction, dst, "dst", dstBlockStride, dstRepeatStride);
@@ -206,7 +208,7 @@ void CreateVecIndex(LocalTensor<T> dst, const T& first, uint32_t count, Loc loc 
 
 template <typename T, bool isSetMask = true>
 void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask,
-          const uint8_t repeatTime, const CopyRepeatParams& p, Loc loc = Loc::Here()) {
+          ascendc_twin::Field8 repeatTime, const CopyRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "Copy", loc);
   const Lanes lanes = MaskLanes(instruction, mask, repeatTime, sizeof(T), isSetMask);
@@ -216,7 +218,7 @@ void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t m
 }
 template <typename T, bool isSetMask = true>
 void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask[],
-          const uint8_t repeatTime, const CopyRepeatParams& p, Loc loc = Loc::Here()) {
+          ascendc_twin::Field8 repeatTime, const CopyRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "Copy", loc);
   const Lanes lanes = MaskLanes(instruction, mask, repeatTime, sizeof(T), isSetMask);
@@ -227,7 +229,7 @@ void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t m
 
 // Each of 8 elements per repeat fills one block.
 template <typename T>
-void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint8_t repeatTime,
+void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, ascendc_twin::Field8 repeatTime,
           const BrcbRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "Brcb", loc);

@@ -8,17 +8,18 @@ namespace AscendC {
 
 struct DataCopyParams {
   DataCopyParams() {}
-  DataCopyParams(uint16_t count, uint16_t len, uint16_t src, uint16_t dst)
+  DataCopyParams(ascendc_twin::Field16 count, ascendc_twin::Field16 len, ascendc_twin::Field16 src,
+                 ascendc_twin::Field16 dst)
       : blockCount(count), blockLen(len), srcStride(src), dstStride(dst) {}
-  uint16_t blockCount = 1;
-  uint16_t blockLen = 0;
+  ascendc_twin::Field16 blockCount = 1;
+  ascendc_twin::Field16 blockLen = 0;
   union {
-    uint16_t srcGap = 0;
-    uint16_t srcStride;
+    ascendc_twin::Field16 srcGap = 0;
+    ascendc_twin::Field16 srcStride;
   };
   union {
-    uint16_t dstGap = 0;
-    uint16_t dstStride;
+    ascendc_twin::Field16 dstGap = 0;
+    ascendc_twin::Field16 dstStride;
   };
 };
 
@@ -28,40 +29,43 @@ struct DataCopyEnhancedParams {
 
 struct DataCopyExtParams {
   DataCopyExtParams() {}
-  DataCopyExtParams(uint16_t count, uint32_t len, uint32_t src, uint32_t dst, uint32_t reserved)
+  DataCopyExtParams(ascendc_twin::Field16 count, ascendc_twin::Field32 len,
+                    ascendc_twin::Field32 src, ascendc_twin::Field32 dst, uint32_t reserved)
       : blockCount(count), blockLen(len), srcStride(src), dstStride(dst), rsv(reserved) {}
-  uint16_t blockCount = 1;
-  uint32_t blockLen = 0;
-  uint32_t srcStride = 0;
-  uint32_t dstStride = 0;
+  ascendc_twin::Field16 blockCount = 1;
+  ascendc_twin::Field32 blockLen = 0;
+  ascendc_twin::Field32 srcStride = 0;
+  ascendc_twin::Field32 dstStride = 0;
   uint32_t rsv = 0;
 };
 
 struct DataCopyPadParams {
   DataCopyPadParams() {}
-  DataCopyPadParams(bool pad, uint8_t left, uint8_t right, uint64_t value)
+  DataCopyPadParams(bool pad, ascendc_twin::Field8 left, ascendc_twin::Field8 right, uint64_t value)
       : isPad(pad), leftPadding(left), rightPadding(right), paddingValue(value) {}
   bool isPad = false;
-  uint8_t leftPadding = 0;
-  uint8_t rightPadding = 0;
+  ascendc_twin::Field8 leftPadding = 0;
+  ascendc_twin::Field8 rightPadding = 0;
   uint64_t paddingValue = 0;
 };
 
 template <typename T>
 struct DataCopyPadExtParams {
   DataCopyPadExtParams() {}
-  DataCopyPadExtParams(bool pad, uint8_t left, uint8_t right, T value)
+  DataCopyPadExtParams(bool pad, ascendc_twin::Field8 left, ascendc_twin::Field8 right, T value)
       : isPad(pad), leftPadding(left), rightPadding(right), paddingValue(value) {}
   bool isPad = false;
-  uint8_t leftPadding = 0;
-  uint8_t rightPadding = 0;
+  ascendc_twin::Field8 leftPadding = 0;
+  ascendc_twin::Field8 rightPadding = 0;
   T paddingValue = T(0);
 };
 
 struct Nd2NzParams {
   Nd2NzParams() {}
-  Nd2NzParams(uint16_t nd, uint16_t n, uint16_t d, uint16_t src_matrix, uint16_t src_d, uint16_t c0,
-              uint16_t dst_n, uint16_t dst_matrix)
+  Nd2NzParams(ascendc_twin::Field16 nd, ascendc_twin::Field16 n, ascendc_twin::Field16 d,
+              ascendc_twin::Field16 src_matrix, ascendc_twin::Field16 src_d,
+              ascendc_twin::Field16 c0, ascendc_twin::Field16 dst_n,
+              ascendc_twin::Field16 dst_matrix)
       : ndNum(nd),
         nValue(n),
         dValue(d),
@@ -70,24 +74,25 @@ struct Nd2NzParams {
         dstNzC0Stride(c0),
         dstNzNStride(dst_n),
         dstNzMatrixStride(dst_matrix) {}
-  uint16_t ndNum = 0;
-  uint16_t nValue = 0;
-  uint16_t dValue = 0;
-  uint16_t srcNdMatrixStride = 0;
-  uint16_t srcDValue = 0;
-  uint16_t dstNzC0Stride = 0;
-  uint16_t dstNzNStride = 0;
-  uint16_t dstNzMatrixStride = 0;
+  ascendc_twin::Field16 ndNum = 0;
+  ascendc_twin::Field16 nValue = 0;
+  ascendc_twin::Field16 dValue = 0;
+  ascendc_twin::Field16 srcNdMatrixStride = 0;
+  ascendc_twin::Field16 srcDValue = 0;
+  ascendc_twin::Field16 dstNzC0Stride = 0;
+  ascendc_twin::Field16 dstNzNStride = 0;
+  ascendc_twin::Field16 dstNzMatrixStride = 0;
 };
 
 struct CopyRepeatParams {
   CopyRepeatParams() {}
-  CopyRepeatParams(uint16_t dst, uint16_t src, uint16_t dst_repeat, uint16_t src_repeat)
+  CopyRepeatParams(ascendc_twin::Field16 dst, ascendc_twin::Field16 src,
+                   ascendc_twin::Field16 dst_repeat, ascendc_twin::Field16 src_repeat)
       : dstStride(dst), srcStride(src), dstRepeatSize(dst_repeat), srcRepeatSize(src_repeat) {}
-  uint16_t dstStride = 1;
-  uint16_t srcStride = 1;
-  uint16_t dstRepeatSize = 8;
-  uint16_t srcRepeatSize = 8;
+  ascendc_twin::Field16 dstStride = 1;
+  ascendc_twin::Field16 srcStride = 1;
+  ascendc_twin::Field16 dstRepeatSize = 8;
+  ascendc_twin::Field16 srcRepeatSize = 8;
 };
 
 }  // namespace AscendC

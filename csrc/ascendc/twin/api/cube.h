@@ -7,8 +7,9 @@ namespace AscendC {
 
 struct LoadData2DParams {
   LoadData2DParams() {}
-  LoadData2DParams(uint16_t start, uint8_t repeats, uint16_t src, uint8_t sid_, uint16_t gap,
-                   bool transpose, uint8_t mode)
+  LoadData2DParams(ascendc_twin::Field16 start, ascendc_twin::Field8 repeats,
+                   ascendc_twin::Field16 src, ascendc_twin::Field8 sid_, ascendc_twin::Field16 gap,
+                   bool transpose, ascendc_twin::Field8 mode)
       : startIndex(start),
         dstGap(gap),
         srcStride(src),
@@ -16,40 +17,42 @@ struct LoadData2DParams {
         repeatTimes(repeats),
         sid(sid_),
         addrMode(mode) {}
-  uint16_t startIndex = 0;
-  uint16_t dstGap = 0;
-  uint16_t srcStride = 0;
+  ascendc_twin::Field16 startIndex = 0;
+  ascendc_twin::Field16 dstGap = 0;
+  ascendc_twin::Field16 srcStride = 0;
   bool ifTranspose = false;
-  uint8_t repeatTimes = 0;
-  uint8_t sid = 0;
-  uint8_t addrMode = 0;
+  ascendc_twin::Field8 repeatTimes = 0;
+  ascendc_twin::Field8 sid = 0;
+  ascendc_twin::Field8 addrMode = 0;
 };
 using LoadData2dParams = LoadData2DParams;
 
 struct LoadData2dTransposeParams {
   LoadData2dTransposeParams() {}
-  LoadData2dTransposeParams(uint16_t start, uint8_t repeats, uint16_t src, uint16_t gap,
-                            uint16_t fractal_gap, uint8_t mode = 0)
+  LoadData2dTransposeParams(ascendc_twin::Field16 start, ascendc_twin::Field8 repeats,
+                            ascendc_twin::Field16 src, ascendc_twin::Field16 gap,
+                            ascendc_twin::Field16 fractal_gap, ascendc_twin::Field8 mode = 0)
       : startIndex(start),
         repeatTimes(repeats),
         srcStride(src),
         dstGap(gap),
         dstFracGap(fractal_gap),
         addrMode(mode) {}
-  uint16_t startIndex = 0;
-  uint8_t repeatTimes = 0;
-  uint16_t srcStride = 0;
-  uint16_t dstGap = 0;
-  uint16_t dstFracGap = 0;
-  uint8_t addrMode = 0;
+  ascendc_twin::Field16 startIndex = 0;
+  ascendc_twin::Field8 repeatTimes = 0;
+  ascendc_twin::Field16 srcStride = 0;
+  ascendc_twin::Field16 dstGap = 0;
+  ascendc_twin::Field16 dstFracGap = 0;
+  ascendc_twin::Field8 addrMode = 0;
 };
 
 struct MmadParams {
   MmadParams() {}
-  MmadParams(uint16_t m_, uint16_t n_, uint16_t k_, uint8_t unit, bool source, bool init)
+  MmadParams(ascendc_twin::Field16 m_, ascendc_twin::Field16 n_, ascendc_twin::Field16 k_,
+             ascendc_twin::Field8 unit, bool source, bool init)
       : m(m_), n(n_), k(k_), unitFlag(unit), cmatrixSource(source), cmatrixInitVal(init) {}
-  MmadParams(uint16_t m_, uint16_t n_, uint16_t k_, bool bias, int32_t offset, bool sparse,
-             bool winograd_a, bool winograd_b)
+  MmadParams(ascendc_twin::Field16 m_, ascendc_twin::Field16 n_, ascendc_twin::Field16 k_,
+             bool bias, int32_t offset, bool sparse, bool winograd_a, bool winograd_b)
       : m(m_),
         n(n_),
         k(k_),
@@ -58,15 +61,15 @@ struct MmadParams {
         enSsparse(sparse),
         enWinogradA(winograd_a),
         enWinogradB(winograd_b) {}
-  uint16_t m = 0;
-  uint16_t n = 0;
-  uint16_t k = 0;
+  ascendc_twin::Field16 m = 0;
+  ascendc_twin::Field16 n = 0;
+  ascendc_twin::Field16 k = 0;
   bool isBias = false;
   int32_t fmOffset = 0;
   bool enSsparse = false;
   bool enWinogradA = false;
   bool enWinogradB = false;
-  uint8_t unitFlag = 0;
+  ascendc_twin::Field8 unitFlag = 0;
   bool kDirectionAlign = false;
   bool cmatrixSource = false;
   bool cmatrixInitVal = true;
@@ -75,12 +78,14 @@ struct MmadParams {
 template <typename T>
 struct InitConstValueParams {
   InitConstValueParams() {}
-  InitConstValueParams(uint16_t repeats, uint16_t blocks, uint16_t gap, T value)
+  InitConstValueParams(ascendc_twin::Field16 repeats, ascendc_twin::Field16 blocks,
+                       ascendc_twin::Field16 gap, T value)
       : repeatTimes(repeats), blockNum(blocks), dstGap(gap), initValue(value) {}
-  InitConstValueParams(uint16_t repeats, T value) : repeatTimes(repeats), initValue(value) {}
-  uint16_t repeatTimes = 0;
-  uint16_t blockNum = 0;
-  uint16_t dstGap = 0;
+  InitConstValueParams(ascendc_twin::Field16 repeats, T value)
+      : repeatTimes(repeats), initValue(value) {}
+  ascendc_twin::Field16 repeatTimes = 0;
+  ascendc_twin::Field16 blockNum = 0;
+  ascendc_twin::Field16 dstGap = 0;
   T initValue = T(0);
 };
 

@@ -17,11 +17,13 @@ inline constexpr FixpipeConfig CFG_ROW_MAJOR = {CO2Layout::ROW_MAJOR};
 
 struct FixpipeParamsV220 {
   FixpipeParamsV220() {}
-  FixpipeParamsV220(uint16_t n, uint16_t m, uint16_t src, uint32_t dst, bool relu)
+  FixpipeParamsV220(ascendc_twin::Field16 n, ascendc_twin::Field16 m, ascendc_twin::Field16 src,
+                    ascendc_twin::Field32 dst, bool relu)
       : nSize(n), mSize(m), srcStride(src), dstStride(dst), reluEn(relu) {}
-  FixpipeParamsV220(uint16_t n, uint16_t m, uint16_t src, uint32_t dst, bool relu,
-                    QuantMode_t quant, int64_t scalar, uint16_t nd, uint16_t src_nd,
-                    uint16_t dst_nd, uint8_t unit, bool split = false)
+  FixpipeParamsV220(ascendc_twin::Field16 n, ascendc_twin::Field16 m, ascendc_twin::Field16 src,
+                    ascendc_twin::Field32 dst, bool relu, QuantMode_t quant, int64_t scalar,
+                    ascendc_twin::Field16 nd, ascendc_twin::Field16 src_nd,
+                    ascendc_twin::Field16 dst_nd, ascendc_twin::Field8 unit, bool split = false)
       : nSize(n),
         mSize(m),
         srcStride(src),
@@ -34,17 +36,17 @@ struct FixpipeParamsV220 {
         reluEn(relu),
         unitFlag(unit),
         isChannelSplit(split) {}
-  uint16_t nSize = 0;
-  uint16_t mSize = 0;
-  uint16_t srcStride = 0;
-  uint32_t dstStride = 0;
+  ascendc_twin::Field16 nSize = 0;
+  ascendc_twin::Field16 mSize = 0;
+  ascendc_twin::Field16 srcStride = 0;
+  ascendc_twin::Field32 dstStride = 0;
   QuantMode_t quantPre = QuantMode_t::NoQuant;
   uint64_t deqScalar = 0;
-  uint16_t ndNum = 1;
-  uint16_t srcNdStride = 0;
-  uint16_t dstNdStride = 0;
+  ascendc_twin::Field16 ndNum = 1;
+  ascendc_twin::Field16 srcNdStride = 0;
+  ascendc_twin::Field16 dstNdStride = 0;
   bool reluEn = false;
-  uint8_t unitFlag = 0;
+  ascendc_twin::Field8 unitFlag = 0;
   bool isChannelSplit = false;
 };
 using FixpipeParamsM300 = FixpipeParamsV220;
@@ -87,7 +89,7 @@ void RunFixpipe(Instruction& instruction, const To& to, const LocalTensor<U>& sr
     instruction.Report("field-range", "nSize of an NZ target is a multiple of 16 (8 when split)");
   const AtomicOp op = AtomicFor<T>(instruction);
   const uint32_t width = !nd && p.isChannelSplit ? 8 : 16;
-  const uint32_t matrices = nd ? p.ndNum : 1;
+  const uint32_t matrices = nd ? uint32_t(p.ndNum) : 1;
   const AscendC::FixpipeParamsV220 params = p;
   const auto each = [=](auto&& f) {
     for (uint32_t matrix = 0; matrix < matrices; ++matrix)

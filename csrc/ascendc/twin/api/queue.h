@@ -107,7 +107,8 @@ class TPipe {
   void Reset();
 
   template <typename Queue>
-  bool InitBuffer(Queue& queue, uint8_t number, uint32_t length, Loc loc = Loc::Here());
+  bool InitBuffer(Queue& queue, ascendc_twin::Field8 number, uint32_t length,
+                  Loc loc = Loc::Here());
   template <typename Buf>
   bool InitBuffer(Buf& buf, uint32_t length, Loc loc = Loc::Here());
 
@@ -424,7 +425,7 @@ inline ascendc_twin::BufferRef TPipe::Place(Hardware hardware, uint32_t length, 
 }
 
 template <typename Queue>
-bool TPipe::InitBuffer(Queue& queue, uint8_t number, uint32_t length, Loc loc) {
+bool TPipe::InitBuffer(Queue& queue, ascendc_twin::Field8 number, uint32_t length, Loc loc) {
   queue.state_->slots.clear();
   queue.state_->slots.resize(number);
   for (auto& slot : queue.state_->slots) {

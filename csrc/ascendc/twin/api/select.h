@@ -7,15 +7,16 @@ namespace AscendC {
 
 struct GatherMaskParams {
   GatherMaskParams() {}
-  GatherMaskParams(uint8_t block, uint16_t repeats, uint16_t repeat_stride, uint8_t pattern_stride)
+  GatherMaskParams(ascendc_twin::Field8 block, ascendc_twin::Field16 repeats,
+                   ascendc_twin::Field16 repeat_stride, ascendc_twin::Field8 pattern_stride)
       : src0BlockStride(block),
         repeatTimes(repeats),
         src0RepeatStride(repeat_stride),
         src1RepeatStride(pattern_stride) {}
-  uint8_t src0BlockStride = 1;
-  uint16_t repeatTimes = 1;
-  uint16_t src0RepeatStride = 0;
-  uint8_t src1RepeatStride = 8;
+  ascendc_twin::Field8 src0BlockStride = 1;
+  ascendc_twin::Field16 repeatTimes = 1;
+  ascendc_twin::Field16 src0RepeatStride = 0;
+  ascendc_twin::Field8 src1RepeatStride = 8;
 };
 
 }  // namespace AscendC
@@ -116,8 +117,8 @@ void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const LocalT
 }
 template <typename T, typename U, bool isSetMask = true>
 void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
-             CMPMODE mode, const uint64_t mask, uint8_t repeatTime, const BinaryRepeatParams& p,
-             Loc loc = Loc::Here()) {
+             CMPMODE mode, const uint64_t mask, ascendc_twin::Field8 repeatTime,
+             const BinaryRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "Compare", loc);
   const Lanes lanes = MaskLanes(instruction, mask, repeatTime, sizeof(T), isSetMask);
@@ -140,7 +141,7 @@ void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const 
 }
 template <typename T, typename U, bool isSetMask = true>
 void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T scalar,
-                   CMPMODE mode, const uint64_t mask, uint8_t repeatTime,
+                   CMPMODE mode, const uint64_t mask, ascendc_twin::Field8 repeatTime,
                    const UnaryRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "CompareScalar", loc);
@@ -170,8 +171,8 @@ void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const Loca
 }
 template <typename T, typename U, bool isSetMask = true>
 void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
-            const LocalTensor<T>& src1, SELMODE mode, uint64_t mask, uint8_t repeatTime,
-            const BinaryRepeatParams& p, Loc loc = Loc::Here()) {
+            const LocalTensor<T>& src1, SELMODE mode, uint64_t mask,
+            ascendc_twin::Field8 repeatTime, const BinaryRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "Select", loc);
   const Lanes lanes = MaskLanes(instruction, mask, repeatTime, sizeof(T), isSetMask);
@@ -196,8 +197,8 @@ void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const Loca
 }
 template <typename T, typename U, bool isSetMask = true>
 void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
-            T src1, SELMODE mode, uint64_t mask, uint8_t repeatTime, const BinaryRepeatParams& p,
-            Loc loc = Loc::Here()) {
+            T src1, SELMODE mode, uint64_t mask, ascendc_twin::Field8 repeatTime,
+            const BinaryRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "Select", loc);
   const Lanes lanes = MaskLanes(instruction, mask, repeatTime, sizeof(T), isSetMask);
@@ -244,7 +245,7 @@ void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
 // The elements of src0 that a fixed pattern names, packed: 1 even, 2 odd, 3..6 every fourth from
 // 0..3, 7 all.
 template <typename T>
-void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const uint8_t pattern,
+void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, ascendc_twin::Field8 pattern,
                 const bool reduceMode, const uint32_t mask, const GatherMaskParams& p,
                 uint64_t& rsvdCnt, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;

@@ -99,11 +99,11 @@ inline void DataSyncBarrier() {
 }
 
 template <uint8_t mode, pipe_t pipe>
-inline void CrossCoreSetFlag(uint16_t flag, Loc loc = Loc::Here()) {
+inline void CrossCoreSetFlag(ascendc_twin::Field16 flag, Loc loc = Loc::Here()) {
   ascendc_twin::SetCross(ascendc_twin::CurrentCore(), "CrossCoreSetFlag", loc, mode, pipe, flag);
 }
 template <uint8_t mode = 0, pipe_t pipe = PIPE_S>
-inline void CrossCoreWaitFlag(uint16_t flag, Loc loc = Loc::Here()) {
+inline void CrossCoreWaitFlag(ascendc_twin::Field16 flag, Loc loc = Loc::Here()) {
   ascendc_twin::WaitCross(ascendc_twin::CurrentCore(), "CrossCoreWaitFlag", loc, flag);
 }
 

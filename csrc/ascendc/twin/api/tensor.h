@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "../engine/field.h"
 #include "../engine/run.h"
 
 namespace ascendc_twin {

@@ -7,8 +7,9 @@ namespace AscendC {
 
 struct BinaryRepeatParams {
   BinaryRepeatParams() {}
-  BinaryRepeatParams(uint8_t dst_block, uint8_t src0_block, uint8_t src1_block, uint8_t dst_repeat,
-                     uint8_t src0_repeat, uint8_t src1_repeat)
+  BinaryRepeatParams(ascendc_twin::Field8 dst_block, ascendc_twin::Field8 src0_block,
+                     ascendc_twin::Field8 src1_block, ascendc_twin::Field8 dst_repeat,
+                     ascendc_twin::Field8 src0_repeat, ascendc_twin::Field8 src1_repeat)
       : dstBlkStride(dst_block),
         src0BlkStride(src0_block),
         src1BlkStride(src1_block),
@@ -16,31 +17,33 @@ struct BinaryRepeatParams {
         src0RepStride(src0_repeat),
         src1RepStride(src1_repeat) {}
   uint32_t blockNumber = DEFAULT_BLK_NUM;
-  uint8_t dstBlkStride = 1;
-  uint8_t src0BlkStride = 1;
-  uint8_t src1BlkStride = 1;
-  uint8_t dstRepStride = 8;
-  uint8_t src0RepStride = 8;
-  uint8_t src1RepStride = 8;
+  ascendc_twin::Field8 dstBlkStride = 1;
+  ascendc_twin::Field8 src0BlkStride = 1;
+  ascendc_twin::Field8 src1BlkStride = 1;
+  ascendc_twin::Field8 dstRepStride = 8;
+  ascendc_twin::Field8 src0RepStride = 8;
+  ascendc_twin::Field8 src1RepStride = 8;
 };
 
 struct UnaryRepeatParams {
   UnaryRepeatParams() {}
-  UnaryRepeatParams(uint16_t dst_block, uint16_t src_block, uint8_t dst_repeat, uint8_t src_repeat)
+  UnaryRepeatParams(ascendc_twin::Field16 dst_block, ascendc_twin::Field16 src_block,
+                    ascendc_twin::Field8 dst_repeat, ascendc_twin::Field8 src_repeat)
       : dstBlkStride(dst_block),
         srcBlkStride(src_block),
         dstRepStride(dst_repeat),
         srcRepStride(src_repeat) {}
-  UnaryRepeatParams(uint16_t dst_block, uint16_t src_block, uint8_t dst_repeat, uint8_t src_repeat,
+  UnaryRepeatParams(ascendc_twin::Field16 dst_block, ascendc_twin::Field16 src_block,
+                    ascendc_twin::Field8 dst_repeat, ascendc_twin::Field8 src_repeat,
                     bool half_block)
       : UnaryRepeatParams(dst_block, src_block, dst_repeat, src_repeat) {
     halfBlock = half_block;
   }
   uint32_t blockNumber = DEFAULT_BLK_NUM;
-  uint16_t dstBlkStride = 1;
-  uint16_t srcBlkStride = 1;
-  uint8_t dstRepStride = 8;
-  uint8_t srcRepStride = 8;
+  ascendc_twin::Field16 dstBlkStride = 1;
+  ascendc_twin::Field16 srcBlkStride = 1;
+  ascendc_twin::Field8 dstRepStride = 8;
+  ascendc_twin::Field8 srcRepStride = 8;
   bool halfBlock = false;
 };
 

@@ -62,7 +62,7 @@ struct Launch {
   uint64_t issued = 0;
 
   // Cross-core state: contributions that wait for their partners.
-  std::deque<Token> group_mode[3][kCrossFlags][1024];
+  std::map<int, std::deque<Token>> group_mode[3][kCrossFlags];  // by the core that set
   std::map<std::pair<int, int>, std::deque<Token>> ib_flags;
   struct Barrier {
     std::vector<bool> arrived;
