@@ -50,8 +50,8 @@ class AttentionCube {
   __aicore__ inline void RunItem(const AttentionItem& item) {
     int32_t blocks = item.Blocks();
     if (blocks == 0) return;
-    int64_t at = item.batch * t_.q_batch_stride + (item.query_token + item.first) * t_.q_row_stride +
-                 item.head * t_.q_head_stride;
+    int64_t at = item.batch * t_.q_batch_stride +
+                 (item.query_token + item.first) * t_.q_row_stride + item.head * t_.q_head_stride;
     AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kQuery);
     LoadRowsOfA(q_l1_.template Get<T>(), q_[at], item.rows, t_.dim, t_.q_row_stride);
     AscendC::SetFlag<HardEvent::MTE2_MTE1>(kQuery);
@@ -72,10 +72,10 @@ class AttentionCube {
     if (rows == 1) LoadColumns<T>(dst[16], src, 1, depth, stride, pitch);
   }
 
-  __aicore__ inline int64_t KeyOffset(const AttentionItem& item, int32_t block, int64_t batch_stride,
-                                      int64_t row_stride, int64_t head_stride) const {
-    return item.batch * batch_stride +
-           (item.key_token + item.begin + block * kKeys) * row_stride +
+  __aicore__ inline int64_t KeyOffset(const AttentionItem& item, int32_t block,
+                                      int64_t batch_stride, int64_t row_stride,
+                                      int64_t head_stride) const {
+    return item.batch * batch_stride + (item.key_token + item.begin + block * kKeys) * row_stride +
            item.head / (t_.heads / t_.heads_k) * head_stride;
   }
 

@@ -73,10 +73,7 @@ struct AttentionRing {
 
   __aicore__ AttentionRing(Address ring, const AttentionTiling& t, int32_t core)
       : product(AlignUp(t.dim_v, 16)) {
-    base = ring + static_cast<int64_t>(core) * Bytes(product);
-  }
-  __aicore__ static int64_t Bytes(int32_t product) {
-    return 2 * static_cast<int64_t>(kQueries) * (kKeys * 4 + kKeys * 2 + product * 4);
+    base = ring + core * t.ring_bytes;
   }
   __aicore__ GlobalTensor<float> Scores(int32_t slot) const {
     return At<float>(static_cast<int64_t>(slot) * kQueries * kKeys * 4);

@@ -22,15 +22,16 @@ struct AttentionTiling {
   int64_t v_row_stride;
   int64_t v_head_stride;
   int64_t mask_stride;  // of a batch entry of the key padding mask
+  int64_t ring_bytes;   // of a cube core: AttentionRing
   int32_t batch;        // packed: segments
   int32_t heads;
   int32_t heads_k;
   int32_t queries;  // longest, and the rows of lse; packed: of one segment
   int32_t keys;
-  int32_t tokens;   // packed: all queries, a row of lse; otherwise queries
+  int32_t tokens;  // packed: all queries, a row of lse; otherwise queries
   int32_t dim;
   int32_t dim_v;
-  int32_t left;   // window; -1: unlimited
+  int32_t left;  // window; -1: unlimited
   int32_t right;
   int32_t packed;
   int32_t masked;  // there is a key padding mask

@@ -203,10 +203,11 @@ class AttentionVector {
       Tile tile{Min(kProductRows, rows_ - r), t_.dim_v, width_};
       LocalTensor<float> product = product_queue_.template AllocTensor<float>();
       uint8_t pad = static_cast<uint8_t>(width_ - t_.dim_v);
-      AscendC::DataCopyPad(product, ring_.Product(slot)[(row_ + r) * ring_.product],
-                           AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), t_.dim_v * 4,
-                                                      (ring_.product - t_.dim_v) * 4, 0, 0),
-                           AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
+      AscendC::DataCopyPad(
+          product, ring_.Product(slot)[(row_ + r) * ring_.product],
+          AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), t_.dim_v * 4,
+                                     (ring_.product - t_.dim_v) * 4, 0, 0),
+          AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
       product_queue_.EnQue(product);
       product = product_queue_.template DeQue<float>();
       LocalTensor<float> part = sums[r * width_];
@@ -236,9 +237,10 @@ class AttentionVector {
                          AscendC::RoundMode::CAST_RINT);
       out_queue_.EnQue(out);
       out = out_queue_.template DeQue<T>();
-      AscendC::DataCopyPad(out_[((at + r) * t_.heads + item.head) * t_.dim_v], out,
-                           AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), t_.dim_v * 2,
-                                                      0, (t_.heads - 1) * t_.dim_v * 2, 0));
+      AscendC::DataCopyPad(
+          out_[((at + r) * t_.heads + item.head) * t_.dim_v], out,
+          AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), t_.dim_v * 2, 0,
+                                     (t_.heads - 1) * t_.dim_v * 2, 0));
       out_queue_.FreeTensor(out);
     }
     LocalTensor<float> lse = lse_queue_.template AllocTensor<float>();

@@ -10,7 +10,8 @@ namespace mmkern {
 
 constexpr int32_t kEpilogueRows = 16;  // 16 KiB of a full tile: what a move wants at least
 
-// Columns in 64s, all rows at once: rows of src and dst begin every src_pitch and dst_pitch elements.
+// Columns in 64s, all rows at once: rows of src and dst begin every src_pitch and dst_pitch
+// elements.
 template <class To, class From>
 __aicore__ inline void CastRows(LocalTensor<To> dst, LocalTensor<From> src, int32_t rows,
                                 int32_t cols, int32_t dst_pitch, int32_t src_pitch,
@@ -95,11 +96,11 @@ class Epilogue {
                                                 const Tile& shape) {
     LocalTensor<float> c = tile_queue_.template AllocTensor<float>();
     uint32_t gap = (t_.tile_n - tile.n) * 4;
-    AscendC::DataCopyPad(c, ring_[(slot * t_.tile_m + row) * t_.tile_n],
-                         AscendC::DataCopyExtParams(static_cast<uint16_t>(shape.rows), tile.n * 4,
-                                                    gap, 0, 0),
-                         AscendC::DataCopyPadExtParams<float>(
-                             true, 0, static_cast<uint8_t>(shape.pitch - tile.n), 0.0f));
+    AscendC::DataCopyPad(
+        c, ring_[(slot * t_.tile_m + row) * t_.tile_n],
+        AscendC::DataCopyExtParams(static_cast<uint16_t>(shape.rows), tile.n * 4, gap, 0, 0),
+        AscendC::DataCopyPadExtParams<float>(true, 0, static_cast<uint8_t>(shape.pitch - tile.n),
+                                             0.0f));
     tile_queue_.EnQue(c);
     return tile_queue_.template DeQue<float>();
   }

@@ -1,8 +1,8 @@
-// The cube core's half of a linear layer: tiles of a (m x k) times b (n x k) transposed, in float32,
-// into a ring of two tiles in global memory from which the two vector cores take them.
+// The cube core's half of a linear layer: tiles of a (m x k) times b (n x k) transposed, in
+// float32, into a ring of two tiles in global memory from which the two vector cores take them.
 //
-// Operands go to L1 in depths of 256, from there to L0A and L0B in depths of 64, both twice, so that
-// a depth is on its way while another is multiplied.
+// Operands go to L1 in depths of 256, from there to L0A and L0B in depths of 64, both twice, so
+// that a depth is on its way while another is multiplied.
 #pragma once
 
 #include "linear_tiling.h"
@@ -13,8 +13,9 @@ namespace mmkern {
 using AscendC::HardEvent;
 using AscendC::TPosition;
 
-constexpr uint16_t kTileReady = 0, kTileFree = 1;  // flags between the cube core and its vector cores
-constexpr int32_t kFractal = 256;                  // elements of 16 x 16
+constexpr uint16_t kTileReady = 0,
+                   kTileFree = 1;  // flags between the cube core and its vector cores
+constexpr int32_t kFractal = 256;  // elements of 16 x 16
 
 // Tile `index` of the product.
 struct GemmTile {
@@ -35,7 +36,8 @@ struct GemmTile {
   }
 };
 
-// rows x depth elements of a row-major matrix into L1, in columns of 16 elements, `pitch` rows long.
+// rows x depth elements of a row-major matrix into L1, in columns of 16 elements, `pitch` rows
+// long.
 template <class T>
 __aicore__ inline void LoadColumns(LocalTensor<T> dst, GlobalTensor<T> src, int32_t rows,
                                    int32_t depth, int64_t stride, int32_t pitch) {
@@ -189,8 +191,8 @@ class Gemm {
     p.srcStride = static_cast<uint16_t>(AlignUp(tile.m, 16));
     p.dstStride = t_.tile_n;
     p.quantPre = QuantMode_t::NoQuant;
-    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(
-        ring_[slot * t_.tile_m * t_.tile_n], l0c_.template Get<float>(), p);
+    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(ring_[slot * t_.tile_m * t_.tile_n],
+                                                           l0c_.template Get<float>(), p);
     AscendC::SetFlag<HardEvent::FIX_M>(0);
     AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kTileReady);
   }

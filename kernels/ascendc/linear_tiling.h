@@ -21,9 +21,9 @@ struct LinearTiling {
   int32_t tile_n;
   int32_t activation;
   int32_t has_bias;
-  int32_t saves;      // z, what the activation gets, is an output too
-  int32_t pos_kind;   // patch_embed's position embedding: 0: none; 1: of a's dtype; 2: float32
-  int64_t pos_rows;   // row r of the product gets row r % pos_rows
+  int32_t saves;     // z, what the activation gets, is an output too
+  int32_t pos_kind;  // patch_embed's position embedding: 0: none; 1: of a's dtype; 2: float32
+  int64_t pos_rows;  // row r of the product gets row r % pos_rows
   int64_t pos_stride;
 };
 
@@ -38,7 +38,7 @@ struct PixelTiling {
   int32_t rows;
   int32_t columns;
   int32_t channels;
-  int32_t depth;   // of a window: frames, rows, and columns of pixels
+  int32_t depth;  // of a window: frames, rows, and columns of pixels
   int32_t height;
   int32_t width;
   int32_t flattened;  // 1: the windows lie in memory as rows already

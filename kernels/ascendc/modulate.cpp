@@ -12,8 +12,16 @@ class Modulate {
   __aicore__ inline Modulate(GM_ADDR x, GM_ADDR branch, GM_ADDR gate, GM_ADDR shift, GM_ADDR scale,
                              GM_ADDR weight, GM_ADDR bias, GM_ADDR h, GM_ADDR y,
                              const ModulateTiling& tiling)
-      : x_(x), branch_(branch), gate_(gate), shift_(shift), scale_(scale), weight_(weight),
-        bias_(bias), h_(h), y_(y), t_(tiling) {
+      : x_(x),
+        branch_(branch),
+        gate_(gate),
+        shift_(shift),
+        scale_(scale),
+        weight_(weight),
+        bias_(bias),
+        h_(h),
+        y_(y),
+        t_(tiling) {
     factored_ = t_.scale.kind || t_.weight.kind;
     shifted_ = t_.shift.kind || t_.bias.kind;
     int32_t elements = t_.rows * t_.pitch, row_bytes = t_.pitch * 4;
@@ -91,7 +99,8 @@ class Modulate {
   __aicore__ inline void RunTile(const ModulateTask& task, int32_t token, int32_t rows) {
     Tile tile{rows, t_.cols, t_.pitch};
     int64_t row = static_cast<int64_t>(task.batch) * t_.tokens + token;
-    LocalTensor<float> x = x_buffer_.template Get<float>(), work = work_buffer_.template Get<float>();
+    LocalTensor<float> x = x_buffer_.template Get<float>(),
+                       work = work_buffer_.template Get<float>();
     LoadRows<T>(x_queue_, x_, task.batch * t_.x_batch_stride + token * t_.x_row_stride,
                 t_.x_row_stride, tile);
     if (t_.branched) {
@@ -141,12 +150,12 @@ class Modulate {
 
 }  // namespace mmkern
 
-#define MMKERN_MODULATE(T, name)                                                               \
-  MMKERN_VECTOR_ENTRY mmkern_modulate_##name(                                                  \
-      GM_ADDR x, GM_ADDR branch, GM_ADDR gate, GM_ADDR shift, GM_ADDR scale, GM_ADDR weight,   \
-      GM_ADDR bias, GM_ADDR h, GM_ADDR y, mmkern::ModulateTiling tiling) {                     \
-    MMKERN_ON_VECTOR;                                                                          \
-    mmkern::Modulate<T>(x, branch, gate, shift, scale, weight, bias, h, y, tiling).Run();      \
+#define MMKERN_MODULATE(T, name)                                                             \
+  MMKERN_VECTOR_ENTRY mmkern_modulate_##name(                                                \
+      GM_ADDR x, GM_ADDR branch, GM_ADDR gate, GM_ADDR shift, GM_ADDR scale, GM_ADDR weight, \
+      GM_ADDR bias, GM_ADDR h, GM_ADDR y, mmkern::ModulateTiling tiling) {                   \
+    MMKERN_ON_VECTOR;                                                                        \
+    mmkern::Modulate<T>(x, branch, gate, shift, scale, weight, bias, h, y, tiling).Run();    \
   }
 MMKERN_MODULATE(half, float16)
 MMKERN_MODULATE(bfloat16_t, bfloat16)

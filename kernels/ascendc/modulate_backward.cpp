@@ -1,8 +1,8 @@
 // The gradients of modulate.cpp: of x and of the branch, and for each task (a chunk of tokens that
 // share every vector) the sums over its rows from which the host makes the other gradients.
 //
-//   dh = grad_h + rstd * (g - mean(g) - xhat * mean(g * xhat)), where g = grad_y * weight (1 + scale)
-//   dx = dh; dbranch = dh * gate; sums of grad_y, of grad_y * xhat, and of dh * branch
+//   dh = grad_h + rstd * (g - mean(g) - xhat * mean(g * xhat)), where g = grad_y * weight (1 +
+//   scale) dx = dh; dbranch = dh * gate; sums of grad_y, of grad_y * xhat, and of dh * branch
 #include "modulate_task.h"
 
 namespace mmkern {
@@ -44,8 +44,7 @@ class ModulateBackward {
     pipe_.InitBuffer(grad_buffer_, elements * 4);
     pipe_.InitBuffer(work_buffer_, elements * 4);
     if (!normed_) return;
-    pipe_.InitBuffer(h_queue_, t_.buffers, elements * 2);
-    pipe_.InitBuffer(grad_y_queue_, t_.buffers, elements * 2);
+    pipe_.InitBuffer(pair_queue_, t_.buffers, 2 * elements * 2);
     pipe_.InitBuffer(xhat_buffer_, elements * 4);
     pipe_.InitBuffer(y_sum_, row_bytes);
     pipe_.InitBuffer(xhat_sum_, row_bytes);
@@ -112,23 +111,20 @@ class ModulateBackward {
     }
   }
 
-  __aicore__ inline void Load(AscendC::TQue<TPosition::VECIN, 1>& queue, Address base,
-                              const ModulateTask& task, int32_t token, const Tile& tile) {
-    int64_t row = static_cast<int64_t>(task.batch) * t_.tokens + token;
-    LoadRows<T>(queue, base, row * t_.cols, t_.cols, tile);
-  }
-
   __aicore__ inline void RunTile(const ModulateTask& task, int32_t token, int32_t rows) {
     Tile tile{rows, t_.cols, t_.pitch};
     int32_t count = tile.rows * tile.pitch;
     LocalTensor<float> grad = grad_buffer_.template Get<float>();
     LocalTensor<float> work = work_buffer_.template Get<float>();
+    int64_t out = (static_cast<int64_t>(task.batch) * t_.tokens + token) * t_.cols;
     if (normed_) {
-      LoadRows<T>(h_queue_, g_.h, task.batch * t_.x_batch_stride + token * t_.x_row_stride,
+      LocalTensor<T> pair = pair_queue_.template AllocTensor<T>();
+      CopyRows<T>(pair, g_.h, task.batch * t_.x_batch_stride + token * t_.x_row_stride,
                   t_.x_row_stride, tile);
-      Load(grad_y_queue_, g_.grad_y, task, token, tile);
+      CopyRows<T>(pair[t_.rows * t_.pitch], g_.grad_y, out, t_.cols, tile);
+      pair_queue_.EnQue(pair);
     }
-    if (t_.has_grad_h) Load(grad_h_queue_, g_.grad_h, task, token, tile);
+    if (t_.has_grad_h) LoadRows<T>(grad_h_queue_, g_.grad_h, out, t_.cols, tile);
     if (g_.branch) {
       LoadRows<T>(branch_queue_, g_.branch,
                   task.batch * t_.branch_batch_stride + token * t_.branch_row_stride,
@@ -140,7 +136,6 @@ class ModulateBackward {
       if (normed_) AscendC::Add(grad, grad, work, count);
       VectorBarrier();
     }
-    int64_t out = (static_cast<int64_t>(task.batch) * t_.tokens + token) * t_.cols;
     if (g_.dx) {
       Narrow<T>(dx_queue_, grad, tile);
       StoreRows<T>(dx_queue_, g_.dx, out, tile);
@@ -164,10 +159,13 @@ class ModulateBackward {
     int32_t count = tile.rows * tile.pitch;
     float mean = 1.0f / static_cast<float>(t_.cols);
     LocalTensor<float> xhat = xhat_buffer_.template Get<float>();
-    Widen<T>(xhat, h_queue_, tile);
+    LocalTensor<T> pair = pair_queue_.template DeQue<T>();
+    AscendC::Cast(xhat, pair, AscendC::RoundMode::CAST_NONE, count);
+    AscendC::Cast(grad, pair[t_.rows * t_.pitch], AscendC::RoundMode::CAST_NONE, count);
+    VectorBarrier();
+    pair_queue_.FreeTensor(pair);
     norm_.Normalise(xhat, work, tile, t_);
     AscendC::Adds(rstd_, norm_.blocks, 0.0f, AlignUp(tile.rows, 8) * 8);
-    Widen<T>(grad, grad_y_queue_, tile);
     AddRows(y_sum_.template Get<float>(), grad, tile);
     AscendC::Mul(work, grad, xhat, count);
     VectorBarrier();
@@ -215,8 +213,9 @@ class ModulateBackward {
   bool normed_, factored_;
   int32_t segment_ = -1;
   AscendC::TPipe pipe_;
-  AscendC::TQue<TPosition::VECIN, 1> h_queue_, grad_y_queue_, grad_h_queue_, branch_queue_,
-      vector_queue_;
+  // A core has eight events from V to MTE2, and each buffer of these queues holds one: h and grad_y
+  // share theirs.
+  AscendC::TQue<TPosition::VECIN, 1> pair_queue_, grad_h_queue_, branch_queue_, vector_queue_;
   AscendC::TQue<TPosition::VECOUT, 1> dx_queue_, dbranch_queue_;
   AscendC::TBuf<TPosition::VECCALC> grad_buffer_, work_buffer_, xhat_buffer_, gate_buffer_,
       factor_buffer_, y_sum_, xhat_sum_, branch_sum_, row_buffer_;
@@ -226,14 +225,14 @@ class ModulateBackward {
 
 }  // namespace mmkern
 
-#define MMKERN_MODULATE_BACKWARD(T, name)                                                        \
-  MMKERN_VECTOR_ENTRY mmkern_modulate_backward_##name(                                           \
-      GM_ADDR grad_h, GM_ADDR grad_y, GM_ADDR h, GM_ADDR branch, GM_ADDR gate, GM_ADDR scale,    \
+#define MMKERN_MODULATE_BACKWARD(T, name)                                                         \
+  MMKERN_VECTOR_ENTRY mmkern_modulate_backward_##name(                                            \
+      GM_ADDR grad_h, GM_ADDR grad_y, GM_ADDR h, GM_ADDR branch, GM_ADDR gate, GM_ADDR scale,     \
       GM_ADDR weight, GM_ADDR dx, GM_ADDR dbranch, GM_ADDR sums, mmkern::ModulateTiling tiling) { \
-    MMKERN_ON_VECTOR;                                                                            \
-    mmkern::ModulateGradients g{grad_h, grad_y, h,  branch,  gate,                               \
-                                scale,  weight, dx, dbranch, sums};                              \
-    mmkern::ModulateBackward<T>(g, tiling).Run();                                                \
+    MMKERN_ON_VECTOR;                                                                             \
+    mmkern::ModulateGradients g{                                                                  \
+        grad_h, grad_y, h, branch, gate, scale, weight, dx, dbranch, sums};                       \
+    mmkern::ModulateBackward<T>(g, tiling).Run();                                                 \
   }
 MMKERN_MODULATE_BACKWARD(half, float16)
 MMKERN_MODULATE_BACKWARD(bfloat16_t, bfloat16)

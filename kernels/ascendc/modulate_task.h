@@ -53,7 +53,6 @@ struct RowNorm {
   // x becomes its normalised rows; `work` is of x's size; blocks hold 1 / std afterwards.
   __aicore__ inline void Normalise(LocalTensor<float> x, LocalTensor<float> work, const Tile& t,
                                    const ModulateTiling& tiling) {
-    int32_t groups = AlignUp(t.rows, 8);
     float mean = 1.0f / static_cast<float>(t.cols);
     if (tiling.norm == kLayerNorm) {
       MeanBlocks(x, mean, t);
@@ -62,13 +61,13 @@ struct RowNorm {
     AscendC::Mul(work, x, x, t.rows * t.pitch);
     VectorBarrier();
     RowSums(sums, work, lanes, t);
-    AscendC::Muls(sums, sums, mean, groups);
+    AscendC::Muls(sums, sums, mean, t.rows);
     VectorBarrier();
-    AscendC::Adds(sums, sums, tiling.eps, groups);
+    AscendC::Adds(sums, sums, tiling.eps, t.rows);
     VectorBarrier();
-    AscendC::Sqrt(sums, sums, groups);
+    AscendC::Sqrt(sums, sums, t.rows);
     VectorBarrier();
-    AscendC::Div(sums, ones, sums, groups);
+    AscendC::Div(sums, ones, sums, t.rows);
     VectorBarrier();
     Blocks(blocks, sums, t.rows);
     RowsWithScalars<MulOp>(x, blocks, t);
@@ -77,7 +76,7 @@ struct RowNorm {
   // blocks hold the mean of each row of x
   __aicore__ inline void MeanBlocks(LocalTensor<float> x, float factor, const Tile& t) {
     RowSums(sums, x, lanes, t);
-    AscendC::Muls(sums, sums, factor, AlignUp(t.rows, 8));
+    AscendC::Muls(sums, sums, factor, t.rows);
     VectorBarrier();
     Blocks(blocks, sums, t.rows);
   }

@@ -31,8 +31,8 @@ struct Windows {
   __aicore__ inline int64_t Origin(int64_t row) const {
     int64_t column = row % p.columns, line = row / p.columns;
     int64_t y = line % p.rows, frame = line / p.rows % p.frames, batch = line / p.rows / p.frames;
-    return batch * p.batch_stride + frame * p.depth * p.frame_stride +
-           y * p.height * p.row_stride + column * p.width;
+    return batch * p.batch_stride + frame * p.depth * p.frame_stride + y * p.height * p.row_stride +
+           column * p.width;
   }
   __aicore__ inline int64_t GroupOffset(int32_t group) const {
     int32_t y = group % p.height, frame = group / p.height % p.depth;
@@ -90,17 +90,17 @@ __aicore__ inline void PatchEmbedCube(Address x, Address weight, Address ring,
 
 }  // namespace mmkern
 
-#define MMKERN_PATCH_EMBED(T, name)                                                           \
-  MMKERN_MIX_ENTRY mmkern_patch_embed_##name(                                                 \
-      GM_ADDR x, GM_ADDR weight, GM_ADDR bias, GM_ADDR pos, GM_ADDR y, GM_ADDR ring,          \
-      mmkern::LinearTiling tiling, mmkern::PixelTiling pixels) {                              \
-    MMKERN_ON_MIX;                                                                            \
-    if ASCEND_IS_AIC {                                                                        \
-      mmkern::PatchEmbedCube<T>(x, weight, ring, tiling, pixels);                             \
-    }                                                                                         \
-    if ASCEND_IS_AIV {                                                                        \
-      mmkern::Epilogue<T>(ring, bias, pos, nullptr, y, tiling).Run();                         \
-    }                                                                                         \
+#define MMKERN_PATCH_EMBED(T, name)                                                                \
+  MMKERN_MIX_ENTRY mmkern_patch_embed_##name(GM_ADDR x, GM_ADDR weight, GM_ADDR bias, GM_ADDR pos, \
+                                             GM_ADDR y, GM_ADDR ring, mmkern::LinearTiling tiling, \
+                                             mmkern::PixelTiling pixels) {                         \
+    MMKERN_ON_MIX;                                                                                 \
+    if ASCEND_IS_AIC {                                                                             \
+      mmkern::PatchEmbedCube<T>(x, weight, ring, tiling, pixels);                                  \
+    }                                                                                              \
+    if ASCEND_IS_AIV {                                                                             \
+      mmkern::Epilogue<T>(ring, bias, pos, nullptr, y, tiling).Run();                              \
+    }                                                                                              \
   }
 MMKERN_PATCH_EMBED(half, float16)
 MMKERN_PATCH_EMBED(bfloat16_t, bfloat16)

@@ -16,18 +16,18 @@ struct Tile {
 // A repeat stride is a byte count of blocks, so one instruction goes down the rows of such a tile.
 constexpr int32_t kNarrow = 255 * 8;
 
-#define MMKERN_BINARY(Name)                                                                      \
-  struct Name##Op {                                                                              \
-    __aicore__ static inline void Run(LocalTensor<float> dst, LocalTensor<float> a,              \
-                                      LocalTensor<float> b, int32_t count) {                     \
-      AscendC::Name(dst, a, b, count);                                                           \
-    }                                                                                            \
-    __aicore__ static inline void Run(LocalTensor<float> dst, LocalTensor<float> a,              \
-                                      LocalTensor<float> b, int32_t mask, int32_t repeats,       \
-                                      const AscendC::BinaryRepeatParams& strides) {              \
-      AscendC::Name(dst, a, b, static_cast<uint64_t>(mask), static_cast<uint8_t>(repeats),       \
-                    strides);                                                                    \
-    }                                                                                            \
+#define MMKERN_BINARY(Name)                                                                \
+  struct Name##Op {                                                                        \
+    __aicore__ static inline void Run(LocalTensor<float> dst, LocalTensor<float> a,        \
+                                      LocalTensor<float> b, int32_t count) {               \
+      AscendC::Name(dst, a, b, count);                                                     \
+    }                                                                                      \
+    __aicore__ static inline void Run(LocalTensor<float> dst, LocalTensor<float> a,        \
+                                      LocalTensor<float> b, int32_t mask, int32_t repeats, \
+                                      const AscendC::BinaryRepeatParams& strides) {        \
+      AscendC::Name(dst, a, b, static_cast<uint64_t>(mask), static_cast<uint8_t>(repeats), \
+                    strides);                                                              \
+    }                                                                                      \
   };
 MMKERN_BINARY(Add)
 MMKERN_BINARY(Sub)
@@ -162,18 +162,24 @@ __aicore__ inline void LoadVector(LocalTensor<float> dst, const Vector& v, int32
   queue.FreeTensor(raw);
 }
 
-// Rows of a half type from global memory into `queue`; the ends of the rows are filled with zeros.
-template <class T, class Queue>
-__aicore__ inline void LoadRows(Queue& queue, GM_ADDR base, int64_t offset, int64_t stride,
+// Rows of a half type from global memory; the ends of the rows are filled with zeros.
+template <class T>
+__aicore__ inline void CopyRows(LocalTensor<T> dst, GM_ADDR base, int64_t offset, int64_t stride,
                                 const Tile& t) {
   GlobalTensor<T> from;
   from.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + offset);
-  LocalTensor<T> raw = queue.template AllocTensor<T>();
   uint32_t gap = t.rows > 1 ? static_cast<uint32_t>((stride - t.cols) * sizeof(T)) : 0;
   AscendC::DataCopyExtParams shape(static_cast<uint16_t>(t.rows), t.cols * sizeof(T), gap, 0, 0);
   uint8_t pad = static_cast<uint8_t>(t.pitch - t.cols);
-  AscendC::DataCopyPad(raw, from, shape,
-                       AscendC::DataCopyPadExtParams<T>(true, 0, pad, T(0.0f)));
+  AscendC::DataCopyPad(dst, from, shape, AscendC::DataCopyPadExtParams<T>(true, 0, pad, T(0.0f)));
+}
+
+// The same into `queue`.
+template <class T, class Queue>
+__aicore__ inline void LoadRows(Queue& queue, GM_ADDR base, int64_t offset, int64_t stride,
+                                const Tile& t) {
+  LocalTensor<T> raw = queue.template AllocTensor<T>();
+  CopyRows<T>(raw, base, offset, stride, t);
   queue.EnQue(raw);
 }
 

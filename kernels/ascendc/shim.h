@@ -1,7 +1,8 @@
 // What a kernel needs of AscendC, and what differs between CANN 8.x and 9.x, in one place.
 //
-// Both versions have the names that the kernels use. 9.1 calls some of them deprecated (WholeReduce*
-// is ReduceRepeat there, SetAtomicNone DisableDmaAtomic); 8.x has none of the new ones.
+// Both versions have the names that the kernels use. 9.1 calls some of them deprecated
+// (WholeReduce* is ReduceRepeat there, SetAtomicNone DisableDmaAtomic); 8.x has none of the new
+// ones.
 #pragma once
 
 #include "kernel_operator.h"
@@ -26,8 +27,9 @@ using AscendC::LocalTensor;
 // GM_ADDR is a macro: it declares one pointer, and numbers after a comma.
 using Address = GM_ADDR;
 
-constexpr int32_t kBlock = 32;        // bytes: what the memories of a core are addressed in
-constexpr int32_t kRepeatFloats = 64; // elements of float32 that one repeat of an instruction takes
+constexpr int32_t kBlock = 32;  // bytes: what the memories of a core are addressed in
+constexpr int32_t kRepeatFloats =
+    64;  // elements of float32 that one repeat of an instruction takes
 
 __aicore__ inline int32_t CeilDiv(int32_t a, int32_t b) { return (a + b - 1) / b; }
 __aicore__ inline int32_t AlignUp(int32_t a, int32_t b) { return CeilDiv(a, b) * b; }
