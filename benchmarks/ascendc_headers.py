@@ -31,7 +31,8 @@ _UNDECLARED = re.compile(
 
 def _declarations(names):
     functions = "".join(
-        f"template <class... A> int64_t {name}(A&&...);\n" for name in sorted(names - _values(names))
+        f"template <class... A> int64_t {name}(A&&...);\n"
+        for name in sorted(names - _values(names))
     )
     return functions + "".join(f"constexpr int {name} = 0;\n" for name in sorted(_values(names)))
 

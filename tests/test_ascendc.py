@@ -1,0 +1,91 @@
+"""The AscendC kernels on the twin, by the accuracy rule, forward and backward.
+
+Every case is run twice: pipes as early as they can be, and as late as their synchronisation allows
+with the cores in another order. The twin must find nothing, and both results must be the same bits.
+"""
+
+import ascendc_twin
+import pytest
+import torch
+from accuracy import check_forward, check_gradients, cotangents, forward, gradients
+from cases import CASES
+from guards import Guards
+
+import mmkern
+
+OPS = ("attention", "mlp", "modulate", "patch_embed")
+#: cases that no kernel takes: the op's reference runs on the NPU
+REFERENCE = {
+    "attention-vae_d512": "heads wider than 256",
+}
+CASES_HERE = [case for case in CASES if case.op in OPS]
+dtypes = pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch.")
+)
+cases = pytest.mark.parametrize("case", CASES_HERE, ids=lambda c: c.id)
+
+
+@pytest.fixture(autouse=True)
+def on_twin(monkeypatch):
+    ascendc_twin.run_ops_on_twin(monkeypatch)
+    ascendc_twin.ops().configure(2, False, 0)
+    ascendc_twin.ops().take_references()
+    ascendc_twin.take_reports()
+
+
+def reports():
+    """The reports since the last call, which have no finding."""
+    found = ascendc_twin.take_reports()
+    lines = [line for report in found for line in report["lines"]]
+    assert not lines, "\n".join(lines)
+    return found
+
+
+def check_path(case):
+    """The kernels ran, or the reference where REFERENCE says so."""
+    ran, references = reports(), ascendc_twin.ops().take_references()
+    if case.id in REFERENCE:
+        assert references, f"{case.id}: a kernel ran; it is listed as a case for the reference"
+    else:
+        assert not references, f"{case.id}: the reference ran: {references}"
+        assert ran
+
+
+def late(run):
+    """What run() gives with late pipes and permuted cores."""
+    ascendc_twin.ops().configure(2, True, 3)
+    result = run()
+    reports()
+    ascendc_twin.ops().configure(2, False, 0)
+    return result
+
+
+@dtypes
+@cases
+def test_forward(case, dtype):
+    guards = Guards()
+    kwargs = {n: guards(v) for n, v in case.make(dtype).items()}
+    check_forward(case, kwargs)
+    check_path(case)
+    early = forward(mmkern, case, kwargs)
+    for a, b in zip(early, late(lambda: forward(mmkern, case, kwargs)), strict=True):
+        assert torch.equal(a, b), f"{case.id}: depends on when its pipes run"
+    guards.check()
+
+
+@dtypes
+@cases
+def test_gradients(case, dtype):
+    guards = Guards()
+    kwargs = {n: guards(v) for n, v in case.make(dtype).items()}
+    check_gradients(case, kwargs)
+    check_path(case)
+    cotangent = cotangents(forward(mmkern.reference, case, kwargs))
+
+    def run():
+        return gradients(mmkern, case, kwargs, cotangent)
+
+    early, late_ones = run(), late(run)
+    for name in case.differentiable():
+        assert torch.equal(early[name], late_ones[name]), f"{case.id}: gradient of {name} differs"
+    guards.check()
