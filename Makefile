@@ -27,7 +27,7 @@ build: $(VENV)/installed ## build the C++ extension (again, where a source chang
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 test: build ## run the tests
-	$(BIN)/python -m pytest tests -q --durations=10
+	$(BIN)/python -m pytest tests -q --durations=10 --ignore tests/test_ascendc.py
 
 # A process of its own: Triton reads the variable once, when it is imported.
 triton-test: build ## the Triton kernels in Triton's interpreter, without a GPU
@@ -40,6 +40,14 @@ gpu-gate: $(VENV)/installed ## compile every Triton kernel for two GPUs, without
 .PHONY: gpu-gate-full
 gpu-gate-full: $(VENV)/installed ## the same for all four
 	$(BIN)/python benchmarks/gpu_gate.py --check
+
+# A process of its own, because the first test compiles the kernels and the twin for a minute or two.
+.PHONY: twin-check ascendc-headers
+twin-check: build ## the AscendC kernels on the CPU, on a twin of their API
+	$(BIN)/python -m pytest tests/test_ascendc.py -q --durations=5
+
+ascendc-headers: $(VENV)/installed ## type-check the AscendC kernels: make ascendc-headers DEVKIT=<checkout of asc-devkit>
+	$(BIN)/python benchmarks/ascendc_headers.py $(or $(DEVKIT),$(error set DEVKIT to a checkout of asc-devkit))
 
 fuzz: build ## search for failing shapes for longer than the tests do
 	MMKERN_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py -q

@@ -12,6 +12,7 @@ not counted. Exits with 1 where a kernel has an error.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -24,8 +25,7 @@ CORES = {"vector": "__DAV_VEC__", "cube": "__DAV_CUBE__"}
 #: the basic API: the umbrella header also asks for files that only an installed CANN has
 INTERFACE = '#pragma once\n#include "basic_api/kernel_basic_intf.h"\n'
 _UNDECLARED = re.compile(
-    r"error: [‘'](\w+)[’'] was not declared in this scope"
-    r"|error: there are no arguments to [‘'](\w+)[’']"
+    r"error: '(\w+)' was not declared in this scope|error: there are no arguments to '(\w+)'"
 )
 
 
@@ -59,7 +59,12 @@ class Headers:
         while True:
             text = _declarations(self.builtins)
             (self.folder / "builtins.h").write_text(text, encoding="utf-8")
-            run = subprocess.run([*self.command, str(source)], capture_output=True, text=True)
+            run = subprocess.run(
+                [*self.command, str(source)],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "LC_ALL": "C"},
+            )
             lines = [line for line in run.stderr.splitlines() if "error:" in line]
             found = {
                 match[1] or match[2]
