@@ -43,11 +43,26 @@ gpu-gate-full: $(VENV)/installed ## the same for all four
 
 # A process of its own, because the first test compiles the kernels and the twin for a minute or two.
 .PHONY: twin-check ascendc-headers
-twin-check: build ## the AscendC kernels on the CPU, on a twin of their API
+twin-check: $(VENV)/installed ## the AscendC kernels on the CPU, on a twin of their API
 	$(BIN)/python -m pytest tests/test_ascendc.py -q --durations=5
 
 ascendc-headers: $(VENV)/installed ## type-check the AscendC kernels: make ascendc-headers DEVKIT=<checkout of asc-devkit>
 	$(BIN)/python benchmarks/ascendc_headers.py $(or $(DEVKIT),$(error set DEVKIT to a checkout of asc-devkit))
+
+# Ascend's compiler is what remains: kernels_npu.cpp and the linking.
+NPU_HEADERS := build/torch_npu
+.PHONY: ascendc-host npu-check
+ascendc-host: $(VENV)/installed ## type-check the NPU host code against torch_npu's headers, which pip fetches
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(NPU_HEADERS) torch_npu
+	cd $(NPU_HEADERS) && for w in torch_npu-*.whl; do $(PYTHON) -m zipfile -e $$w .; done
+	for f in attention device device_npu mlp modulate patch_embed; do \
+	  $${CXX:-g++} -std=c++20 -fsyntax-only -Icsrc $$($(BIN)/python -c 'from torch.utils.cpp_extension \
+	    import include_paths as p; print(*(f"-isystem {d}" for d in p()))') \
+	    -isystem $(NPU_HEADERS)/torch_npu/include -isystem $(NPU_HEADERS)/torch_npu/include/third_party/acl/inc \
+	    csrc/ascendc/$$f.cpp || exit 1; done
+
+npu-check: $(VENV)/installed ## on an Ascend NPU: correctness, times against torch_npu's fused ops
+	$(BIN)/python benchmarks/npu_check.py
 
 fuzz: build ## search for failing shapes for longer than the tests do
 	MMKERN_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py -q

@@ -76,6 +76,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   const OptionalTensor cu_q = dense(cu_seqlens_q), cu_k = dense(cu_seqlens_k);
   const bool bfloat16 = is_bfloat16(q);
   submit({"attention",
+          q.device(),
           true,
           blocks,
           {input(q), input(k), input(v), input(key_padding_mask), input(cu_q), input(cu_k),

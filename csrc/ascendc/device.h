@@ -1,6 +1,6 @@
-// What the host code of the AscendC kernels needs of a device. Two implementations: npu.cpp, an
-// Ascend NPU through torch_npu, and twin.cpp, the AscendC API on the CPU. The host code above them,
-// tiling included, is the same.
+// What the host code of the AscendC kernels needs of a device. Two implementations:
+// device_npu.cpp, an NPU through torch_npu, and device_twin.cpp, the AscendC API on the CPU. The
+// host code above them, tiling included, is the same.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -38,6 +38,7 @@ Buffer workspace(const at::Tensor& t);
 // type.
 struct Submission {
   const char* kernel;
+  c10::Device device;
   bool mixed;  // cube and vector cores; otherwise vector cores alone
   uint32_t blocks;
   std::vector<Buffer> buffers;

@@ -1,5 +1,5 @@
 // One function per kernel that starts it in either half type. MMKERN_LAUNCH(name, blocks, stream,
-// arguments...) is defined by who includes this: launch_cann8.cpp, launch_cann9.cpp, twin.cpp.
+// arguments...) is defined by who includes this: kernels_npu.cpp and device_twin.cpp.
 #pragma once
 
 #include "launch.h"

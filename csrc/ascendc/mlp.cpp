@@ -30,6 +30,7 @@ std::tuple<Tensor, Tensor> linear(const Tensor& a, const Tensor& b, const Option
   const uint32_t blocks = blocks_of(t);
   const bool bfloat16 = is_bfloat16(a);
   submit({"linear",
+          a.device(),
           true,
           blocks,
           {input(a), input(b), input(bias), output(z), output(y), workspace(ring)}},

@@ -138,6 +138,7 @@ std::tuple<Tensor, Tensor> modulate(const Tensor& x, const OptionalTensor& branc
   const uint32_t blocks = blocks_of(t);
   const bool bfloat16 = is_bfloat16(x);
   submit({"modulate",
+          x.device(),
           false,
           blocks,
           {input(x), input(branch), input(gate), input(shift), input(scale), input(weight),
@@ -200,6 +201,7 @@ SevenTensors modulate_backward(const OptionalTensor& grad_h, const OptionalTenso
   const bool bfloat16 = is_bfloat16(h);
   submit(
       {"modulate_backward",
+       h.device(),
        false,
        blocks,
        {input(dh), input(dy), input(h), input(branch), input(gate), input(scale), input(weight),

@@ -89,6 +89,7 @@ Tensor patch_embed(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   const uint32_t blocks = blocks_of(t);
   const bool bfloat16 = is_bfloat16(x);
   submit({"patch_embed",
+          x.device(),
           true,
           blocks,
           {input(a), input(flat), input(bias), input(pos), output(y), workspace(ring)}},
