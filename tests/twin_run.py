@@ -40,15 +40,28 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="ascendc_twin_")
 
 
-def compiled(source: Path, *flags: str, name: str = "") -> Path:
-    """Compiles one file to a shared library and returns its path; raises what g++ said."""
-    target = Path(_folder().name) / f"{name or source.stem}.so"
-    command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O0", "-fPIC", "-shared", "-pthread"]
-    command += ["-w", f"-I{TWIN}", *flags, str(source), "-o", str(target)]
+def _compile(source: Path, target: Path, flags: tuple[str, ...]) -> Path:
+    command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O0", "-fPIC", "-pthread", "-w"]
+    command += [*flags, f"-I{TWIN}", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{source} does not compile:\n{done.stderr[-4000:]}")
     return target
+
+
+def compiled(source: Path, *flags: str, name: str = "") -> Path:
+    """Compiles one file to a shared library and returns its path; raises what g++ said."""
+    target = Path(_folder().name) / f"{name or source.stem}.so"
+    return _compile(source, target, ("-shared", *flags))
+
+
+@cache
+def precompiled() -> Path:
+    """A folder with the twin's headers precompiled: before others in the include path."""
+    folder = Path(_folder().name) / "headers"
+    folder.mkdir()
+    _compile(TWIN / "export.h", folder / "export.h.gch", ("-x", "c++-header"))
+    return folder
 
 
 class Report(dict):
