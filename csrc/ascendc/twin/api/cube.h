@@ -381,7 +381,7 @@ void InitConstValue(const LocalTensor<T>& dst, const InitConstValueParams<T>& pa
                          l1 ? kBlock : kFractal);
   const uint64_t unit = l1 ? kBlock : kFractal;
   const InitConstValueParams<T> p = params;
-  const uint64_t length = (p.blockNum ? p.blockNum : 1) * unit;
+  const uint64_t length = (p.blockNum ? uint64_t(p.blockNum) : 1) * unit;
   const uint64_t step = length + p.dstGap * unit;
   for (uint32_t i = 0; i < p.repeatTimes; ++i)
     Touch(instruction, to, i * step, length, Kind::kWrite);

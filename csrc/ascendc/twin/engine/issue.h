@@ -107,7 +107,9 @@ inline void CheckBlock(const Instruction& instruction, const Range& range, uint6
     bool keep = true;
     if ((record.mask & mask) && !(record.thread == self && record.index == index)) {
       const bool conflict = record.kind != range.kind || range.kind == Kind::kWrite;
-      bool ordered = record.index <= clock[record.thread];
+      // An instruction that reads and writes a place is not in its own way.
+      bool ordered =
+          record.index <= clock[record.thread] || (record.thread == self && record.index == index);
       if (conflict && !ordered) {
         const int other = record.thread % kPipes;
         const bool same_core = static_cast<int>(record.thread / kPipes) == core->id;
