@@ -105,7 +105,7 @@ inline void CheckBlock(const Instruction& instruction, const Range& range, uint6
   for (size_t i = 0; i < records.size(); ++i) {
     const AccessRecord record = records[i];
     bool keep = true;
-    if ((record.mask & mask) && !(record.thread == self && record.index == index)) {
+    if (record.mask & mask) {
       const bool conflict = record.kind != range.kind || range.kind == Kind::kWrite;
       // An instruction that reads and writes a place is not in its own way.
       bool ordered =
