@@ -81,9 +81,10 @@ TABLES := $(BIN)/python -m mmkern.bench.readme
 results: bench-full ## measure again, and write the committed results and the tables made from them
 	$(BIN)/python -m pytest tests/test_accuracy.py -q --junit-xml out/cpu.xml
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py -q --junit-xml out/triton.xml
+	$(BIN)/python -m pytest tests/test_ascendc.py -q --junit-xml out/ascendc.xml
 	cp out/bench-full/results.json $(RESULTS)/cpu.json
-	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml $(RESULTS)/cpu.json \
-	  --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
+	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml out/ascendc.xml \
+	  $(RESULTS)/cpu.json --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
 	$(TABLES) $(RESULTS)/cpu.json README.md --short
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md

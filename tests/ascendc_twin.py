@@ -24,6 +24,8 @@ def ops():
     """The namespace of the ops that run on the twin; builds their library where it is not."""
     folder = ROOT / "build/ascendc_twin"
     folder.mkdir(parents=True, exist_ok=True)
+    # left by a build that was killed, for which the next one would wait for ever
+    (folder / "lock").unlink(missing_ok=True)
     cpp_extension.load(
         "mmkern_ascendc_twin",
         [str(ROOT / f"csrc/ascendc/{name}.cpp") for name in SOURCES],
