@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter right for bfloat16, and runs mmkern's ops on the Triton kernels in it.
+"""Makes Triton's interpreter right for bfloat16.
 
 The interpreter keeps bfloat16 as uint16 and computes on these integers: products, sums and
 comparisons are wrong, and float32 is cut off, not rounded. ``correct_bfloat16`` widens operands to
@@ -6,15 +6,9 @@ float32 before and rounds results after each operation, as hardware does. Triton
 TRITON_INTERPRET when it is imported, so these tests have a process of their own: make triton-test.
 """
 
-import importlib
-
 import numpy as np
-import torch
 import triton.language as tl
 from triton.runtime import interpreter
-
-from mmkern import library
-from mmkern.kernels import triton as kernels
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
@@ -79,41 +73,3 @@ def correct_bfloat16():
     Builder.create_dot = _dot
     Builder.cast_impl = _cast(Builder.cast_impl)
     Builder.create_fp_to_fp = _cast(Builder.create_fp_to_fp)
-
-
-#: float32 gradients that are the reference's: no tile for wider rows (of args[2]) is without spills
-WIDEST_FLOAT32 = {"attention_backward": 128, "modulate_backward": 4096}
-
-
-def _too_wide(raw, args):
-    if raw not in WIDEST_FLOAT32:
-        return False
-    return args[2].dtype == torch.float32 and args[2].shape[-1] > WIDEST_FLOAT32[raw]
-
-
-def run_ops_on_triton(monkeypatch):
-    """Until the test ends, mmkern's ops run the host functions of kernels/triton on CPU tensors.
-
-    A case that the kernels do not take is an error, but for those of WIDEST_FLOAT32.
-    """
-
-    def demanding(raw):
-        function = kernels.host(raw)
-        op = importlib.import_module(f"mmkern.ops.{raw.removesuffix('_backward')}")
-        reference = op.backward_reference if raw.endswith("_backward") else op.reference
-
-        def run(*args):
-            result = function(*args)
-            if result is NotImplemented and _too_wide(raw, args):
-                return reference(*args)
-            assert result is not NotImplemented, f"{raw}: no kernel for this case"
-            return result
-
-        return run
-
-    for name in kernels.OPS:
-        op = library.OPS[name]
-        module = importlib.import_module(op.reference.__module__)
-        monkeypatch.setattr(module, "_forward", demanding(name))
-        monkeypatch.setattr(module, "_backward", demanding(f"{name}_backward"))
-        monkeypatch.setattr(op, "forward", demanding(name))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accuracy import check_forward, check_gradients, cotangents, forward, gradients
 from cases import CASES
-from guards import Guards
+from on_triton import Guards
 
 import mmkern
 

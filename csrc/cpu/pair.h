@@ -106,7 +106,7 @@ MMKERN_INLINE vf2 unzip(vf2 v) {
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   return {_mm512_permutex2var_ps(v.a, even, v.b), _mm512_permutex2var_ps(v.a, odd, v.b)};
 #else
-  vf2 result;
+  vf2 result = {};
   for (int i = 0; i < kLanes; ++i) {
     result.a[i] = i < kLanes / 2 ? v.a[2 * i] : v.b[2 * i - kLanes];
     result.b[i] = i < kLanes / 2 ? v.a[2 * i + 1] : v.b[2 * i + 1 - kLanes];
@@ -120,7 +120,7 @@ MMKERN_INLINE vf2 zip(vf2 v) {
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   return {_mm512_permutex2var_ps(v.a, low, v.b), _mm512_permutex2var_ps(v.a, high, v.b)};
 #else
-  vf2 result;
+  vf2 result = {};
   for (int i = 0; i < kLanes / 2; ++i) {
     result.a[2 * i] = v.a[i];
     result.a[2 * i + 1] = v.b[i];
