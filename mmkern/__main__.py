@@ -26,16 +26,7 @@ def _parser():
     info = commands.add_parser("info", help="which kernels there are, and why others are not")
     info.set_defaults(command=_info)
     _add_bench(commands)
-    compare = commands.add_parser("compare", help="what changed between two results")
-    compare.add_argument("before", type=Path, help="results.json")
-    compare.add_argument("after", type=Path, help="results.json")
-    compare.add_argument(
-        "--fail-over",
-        type=float,
-        metavar="PCT",
-        help="exit 1 if a ratio fell by more than PCT percent, or a row fails only in AFTER",
-    )
-    compare.set_defaults(command=_compare, parser=compare)
+    _add_compare(commands)
     report = commands.add_parser("report", help="write report.html again from a results.json")
     report.add_argument("results", type=Path, help="results.json")
     report.add_argument("--output", type=Path, help="default: report.html beside the results")
@@ -73,13 +64,42 @@ def _add_bench(commands):
     bench.set_defaults(command=_bench, parser=bench)
 
 
+def _add_compare(commands):
+    compare = commands.add_parser(
+        "compare",
+        help="whether a build is slower than another, or what changed between two results",
+        description="Two builds (git revisions, or folders with mmkern in them): time both in "
+        "turns in one process, and exit 1 if the second is slower by more than the margin. "
+        '"previous" is the last commit of main before the working tree. '
+        "Two results.json: print what changed.",
+    )
+    add = compare.add_argument
+    add("before", help="git revision, folder, or results.json")
+    add("after", help='the same kind; "." is the working tree as it is built')
+    add("--margin", type=float, default=5.0, metavar="PCT", help="builds: slowdown let pass (5)")
+    add("--op", action="append", default=[], metavar="OP[,OP]", help="builds: these ops only")
+    add("--dtype", action="append", default=[], metavar="DT[,DT]", help="builds: fp32,bf16")
+    add("--device", help="builds: default the accelerator that is there, else cpu")
+    add("--threads", type=int, default=1, help="builds: CPU threads; with 1 (the default) the "
+        "thread's own time counts, which other programs do not disturb")  # fmt: skip
+    add("--quick", action="store_true", help="builds: the workloads of bench --quick")
+    add("--output", type=Path, metavar="FILE", help="builds: write the findings as JSON")
+    add(
+        "--fail-over",
+        type=float,
+        metavar="PCT",
+        help="results: exit 1 if a ratio fell by more than PCT percent, or a row fails only in "
+        "AFTER",
+    )
+    compare.set_defaults(command=_compare, parser=compare)
+
+
 def _bench(args):
     try:
         from mmkern.bench import job, models, photos, workloads
     except ImportError as error:
         args.parser.error(f"{error}; pip install 'mmkern[bench]'")
-    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-    dtypes = [short.get(d, d) for d in _split(args.dtype)] or ["float32", "bfloat16"]
+    dtypes = _dtypes(args) or ["float32", "bfloat16"]
     if args.threads is not None:
         if args.threads < 1:
             args.parser.error(f"--threads is {args.threads}; wanted at least 1")
@@ -108,6 +128,11 @@ def _bench(args):
 
 def _split(values):
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def _dtypes(args):
+    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    return [short.get(dtype, dtype) for dtype in _split(args.dtype)]
 
 
 def _choice(args, flag, values, allowed):
@@ -162,6 +187,39 @@ def _availability(available, reason):
 
 
 def _compare(args):
+    if all(name.endswith(".json") for name in (args.before, args.after)):
+        return _compare_results(args)
+    try:
+        from mmkern.bench import builds, gate, paired, workloads
+    except ImportError as error:
+        args.parser.error(f"{error}; pip install 'mmkern[bench]'")
+    if not args.margin > 0 or args.threads < 1:
+        args.parser.error(
+            f"--margin is {args.margin:g} and --threads {args.threads}; wanted more than 0"
+        )
+    options = gate.Options(
+        ops=_choice(args, "--op", _split(args.op), workloads.OPS),
+        dtypes=_choice(args, "--dtype", _dtypes(args) or gate.DEFAULT_DTYPES, gate.DTYPES),
+        device=_device(args),
+        threads=args.threads,
+        quick=args.quick,
+        rule=paired.Rule(margin=args.margin / 100),
+    )
+    console, here = Console(), Path(mmkern.__file__).parents[1]
+    try:
+        if args.before == "previous":
+            args.before = builds.previous(here)
+            if args.before is None:
+                console.print(f"skipped: {here} has no earlier commit on main to compare with")
+                return 0
+        pair = [builds.find(spec, here, here / "build" / "compare")
+                for spec in (args.before, args.after)]  # fmt: skip
+        return gate.run(*pair, options, console, args.output)
+    except builds.BuildError as error:
+        args.parser.error(str(error))
+
+
+def _compare_results(args):
     from mmkern.bench import compare, results
 
     try:

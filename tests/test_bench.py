@@ -18,6 +18,7 @@ from mmkern.bench import (
     overhead,
     photos,
     results,
+    shapes,
     timing,
     workloads,
 )
@@ -138,13 +139,13 @@ def test_eager_baselines_compute_what_the_references_do():
     reference = contest.mmkern.reference
     compared = 0
     for case in CASES:
-        kwargs = {n: contest._widened(v) for n, v in case.make(torch.float64).items()}
+        kwargs = {n: contest.widened(v) for n, v in case.make(torch.float64).items()}
         empty = case.op == "attention" and "empty_row" in case.name
         causal_overhang = "more_queries" in case.name or "cross" in case.name
         if kwargs.pop("return_lse", False) or empty or causal_overhang:
             continue
-        got = contest._tuple(getattr(eager, case.function)(**kwargs))
-        wanted = contest._tuple(getattr(reference, case.function)(**kwargs))
+        got = contest.as_tuple(getattr(eager, case.function)(**kwargs))
+        wanted = contest.as_tuple(getattr(reference, case.function)(**kwargs))
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=case.id)
         compared += 1
@@ -175,7 +176,9 @@ def test_flops_count_what_the_mask_lets_through():
     packed["cu_seqlens_q"] = torch.tensor([0, 1, 3], dtype=torch.int32)
     packed["cu_seqlens_k"] = torch.tensor([0, 2, 5], dtype=torch.int32)
     assert cost.flops("attention", packed) == 2 * 4 * (1 * 2 + 2 * 3) * (8 + 6)
-    assert cost.flops("attention", packed, backward=True) == 3.5 * cost.flops("attention", packed)
+    assert cost.flops("attention", packed, "forward+backward") == 3.5 * cost.flops(
+        "attention", packed
+    )
 
 
 def test_flops_of_the_matrix_products():
@@ -255,8 +258,8 @@ def test_a_baseline_that_raises_leaves_mmkern_unchecked():
 
 
 def test_training_contest_checks_gradients():
-    case = Case("glu", "g", {"gate": T((3, 8)), "up": T((3, 8))}, workloads.BENCH)
-    workload = workloads.Workload(case, "model", "3x8", backward=True)
+    case = Case("glu", "g", {"gate": T((3, 8)), "up": T((3, 8))}, shapes.BENCH)
+    workload = shapes.Workload(case, "model", "3x8", backward=True)
     made = contest.op_contest(workload, torch.float32, CPU, 0)
     assert made.factors == (2.0, 3.0, 3.0)
     row = contest.run(made, FAST, device=CPU, compile=False)
@@ -269,7 +272,7 @@ def test_training_contest_checks_gradients():
 def test_overhead_compares_the_call_with_the_raw_op_on_the_same_arguments(op):
     calls = overhead.calls(op, CPU)
     with torch.no_grad():
-        whole, raw = (contest._tuple(calls[name]()) for name in ("call", "kernel"))
+        whole, raw = (contest.as_tuple(calls[name]()) for name in ("call", "kernel"))
     wanted = raw[-1:] if op == "modulate" or op == "rms_norm" else raw[: len(whole)]
     assert all(torch.equal(a, b) for a, b in zip(whole, wanted, strict=True))
 

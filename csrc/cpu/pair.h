@@ -60,15 +60,17 @@ MMKERN_INLINE vu join_bf16_by_bits(vf2 v) {
 
 MMKERN_INLINE vu join_bf16(vf2 v) {
 #if defined(__AVX512BF16__)
-  // vcvtne2ps2bf16 takes denormals as zero; they are rare enough to pay for a branch.
-  constexpr int kDenormal = 0x20;
-  const __mmask16 a = _mm512_fpclass_ps_mask(v.a, kDenormal);
-  const __mmask16 b = _mm512_fpclass_ps_mask(v.b, kDenormal);
-  if (__builtin_expect(!_kortestz_mask16_u8(a, b), 0)) return join_bf16_by_bits(v);
+  const __m512i halves = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a));
+  // It takes denormals as zero. Zeros are rare enough to look at where they come from.
+  if (__builtin_expect(_mm512_testn_epi16_mask(halves, _mm512_set1_epi16(0x7fff)) != 0, 0)) {
+    constexpr int kDenormal = 0x20;
+    const __mmask16 a = _mm512_fpclass_ps_mask(v.a, kDenormal);
+    const __mmask16 b = _mm512_fpclass_ps_mask(v.b, kDenormal);
+    if (a | b) return join_bf16_by_bits(v);
+  }
   const __m512i interleave =
       _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                        21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i halves = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a));
   return bit_cast<vu>(_mm512_permutexvar_epi16(interleave, halves));
 #else
   return join_bf16_by_bits(v);
@@ -104,7 +106,7 @@ MMKERN_INLINE vf2 unzip(vf2 v) {
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   return {_mm512_permutex2var_ps(v.a, even, v.b), _mm512_permutex2var_ps(v.a, odd, v.b)};
 #else
-  vf2 result;
+  vf2 result = {};
   for (int i = 0; i < kLanes; ++i) {
     result.a[i] = i < kLanes / 2 ? v.a[2 * i] : v.b[2 * i - kLanes];
     result.b[i] = i < kLanes / 2 ? v.a[2 * i + 1] : v.b[2 * i + 1 - kLanes];
@@ -118,7 +120,7 @@ MMKERN_INLINE vf2 zip(vf2 v) {
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   return {_mm512_permutex2var_ps(v.a, low, v.b), _mm512_permutex2var_ps(v.a, high, v.b)};
 #else
-  vf2 result;
+  vf2 result = {};
   for (int i = 0; i < kLanes / 2; ++i) {
     result.a[2 * i] = v.a[i];
     result.a[2 * i + 1] = v.b[i];
@@ -248,6 +250,39 @@ MMKERN_INLINE float sum_pairs(int64_t n, const Value& value) {
   sweep_pairs_in_turn(n, [&](int64_t i, auto w, int k)
                              MMKERN_BODY { sums[k] = sums[k] + keep_pair<T>(value(i, w), w); });
   return hsum(sums[0], sums[1]);
+}
+
+// The sum of the squares of n values in memory.
+template <class T>
+MMKERN_INLINE float sum_of_squares(const T* x, int64_t n) {
+  if constexpr (__is_same(T, bf16_t)) {
+    constexpr int kChains = 4;  // they hide the latency of the product
+    vf sums[kChains] = {};
+    int64_t i = 0;
+    for (; i + kChains * kPairLanes <= n; i += kChains * kPairLanes) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kChains; ++k) {
+        const vu v = load_bits<vu>(x + i + k * kPairLanes);
+        sums[k] = dot_bf16_pairs(sums[k], v, v);
+      }
+    }
+    for (; i + kPairLanes <= n; i += kPairLanes) {
+      const vu v = load_bits<vu>(x + i);
+      sums[0] = dot_bf16_pairs(sums[0], v, v);
+    }
+    if (i < n) {
+      const vu v = load_bf16_part(x + i, Part{static_cast<int>(n - i)});
+      sums[1] = dot_bf16_pairs(sums[1], v, v);
+    }
+    return hsum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  } else {
+    vf2 sums[2] = {};
+    sweep_pairs_in_turn(n, [&](int64_t i, auto w, int k) MMKERN_BODY {
+      const vf2 v = load_pair(x + i, w);
+      sums[k] = fma(v, v, sums[k]);
+    });
+    return hsum(sums[0], sums[1]);
+  }
 }
 
 }  // namespace mmkern::MMKERN_ISA

@@ -51,33 +51,49 @@ MMKERN_INLINE void scale_row(int64_t n, const float* weight, float rstd, const V
 }
 
 template <class T, class Out, Cast kCast, bool kStream>
-void norm_rows(const RmsNormArgs& args, int64_t begin, int64_t end, float* scratch) {
+void norm_rows(const RmsNormArgs& args, int64_t begin, int64_t end, const float* weight) {
   const int64_t n = args.channels;
-  float* weight = scratch;
-  float* wide_h = scratch + scratch_pitch(n);
-  widen_weight<T>(args, weight);
+  const auto x_of = [&](int64_t row) { return row_at<T>(args.x, args.shape, row); };
+  float squares = sum_of_squares(x_of(begin), n);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = x_of(row);
+    const float rstd = rstd_of(power_of(args, squares));
+    // The next row's sum hides the latency of this row's root.
+    if (row + 1 < end) squares = sum_of_squares(x_of(row + 1), n);
+    const auto value = [&](int64_t i, auto w) MMKERN_BODY { return load_pair(x + i, w); };
+    scale_row<T, Out, kCast, kStream>(n, weight, rstd, value, static_cast<Out*>(args.y) + row * n);
+  }
+}
+
+template <class T, class Out, Cast kCast, bool kStream>
+void add_and_norm_rows(const RmsNormArgs& args, int64_t begin, int64_t end, const float* weight,
+                       float* wide_h) {
+  const int64_t n = args.channels;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = row_at<T>(args.x, args.shape, row);
-    Out* y = static_cast<Out*>(args.y) + row * n;
-    if (args.residual.data == nullptr) {
-      const auto value = [&](int64_t i, auto w) MMKERN_BODY { return load_pair(x + i, w); };
-      const float squares = sum_pairs<T>(n, [&](int64_t i, auto w) MMKERN_BODY {
-        const vf2 v = value(i, w);
-        return v * v;
-      });
-      scale_row<T, Out, kCast, kStream>(n, weight, rstd_of(power_of(args, squares)), value, y);
-    } else {
-      const T* residual = row_at<T>(args.residual, args.shape, row);
-      T* h = static_cast<T*>(args.h) + row * n;
-      const float squares = sum_pairs<T>(n, [&](int64_t i, auto w) MMKERN_BODY {
-        const vf2 v = round_to<T>(load_pair(x + i, w) + load_pair(residual + i, w));
-        put<kStream>(h + i, v, w);
-        store_pair(wide_h + i, v);
-        return v * v;
-      });
-      const auto value = [&](int64_t i, auto) MMKERN_BODY { return load_pair(wide_h + i); };
-      scale_row<T, Out, kCast, kStream>(n, weight, rstd_of(power_of(args, squares)), value, y);
-    }
+    const T* residual = row_at<T>(args.residual, args.shape, row);
+    T* h = static_cast<T*>(args.h) + row * n;
+    const float squares = sum_pairs<T>(n, [&](int64_t i, auto w) MMKERN_BODY {
+      const vf2 v = round_to<T>(load_pair(x + i, w) + load_pair(residual + i, w));
+      put<kStream>(h + i, v, w);
+      store_pair(wide_h + i, v);
+      return v * v;
+    });
+    const auto value = [&](int64_t i, auto) MMKERN_BODY { return load_pair(wide_h + i); };
+    scale_row<T, Out, kCast, kStream>(n, weight, rstd_of(power_of(args, squares)), value,
+                                      static_cast<Out*>(args.y) + row * n);
+  }
+}
+
+template <class T, class Out, Cast kCast, bool kStream>
+void run_rows(const RmsNormArgs& args, int64_t begin, int64_t end, float* scratch) {
+  float* weight = scratch;
+  widen_weight<T>(args, weight);
+  if (args.residual.data == nullptr) {
+    norm_rows<T, Out, kCast, kStream>(args, begin, end, weight);
+  } else {
+    float* wide_h = scratch + scratch_pitch(args.channels);
+    add_and_norm_rows<T, Out, kCast, kStream>(args, begin, end, weight, wide_h);
   }
   if (kStream) fence();
 }
@@ -85,9 +101,9 @@ void norm_rows(const RmsNormArgs& args, int64_t begin, int64_t end, float* scrat
 template <class T, class Out, Cast kCast>
 void choose_stream(const RmsNormArgs& args, int64_t begin, int64_t end, float* scratch) {
   if (args.stream) {
-    norm_rows<T, Out, kCast, true>(args, begin, end, scratch);
+    run_rows<T, Out, kCast, true>(args, begin, end, scratch);
   } else {
-    norm_rows<T, Out, kCast, false>(args, begin, end, scratch);
+    run_rows<T, Out, kCast, false>(args, begin, end, scratch);
   }
 }
 

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+from torch._functorch import config as functorch_config
 
 import mmkern
 from mmkern import library
-from mmkern.bench import cost, eager, timing
+from mmkern.bench import clocks, cost, eager, memory, stages, timing
+from mmkern.bench import peers as registered
 
 #: how far mmkern's error may exceed eager's: outputs, gradients
 OUTPUT_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
+#: how far a peer's may: beyond it the peer computes something else, and has no time
+PEER_FACTOR = 16.0
 
 
 @dataclass(frozen=True)
@@ -36,33 +40,34 @@ class Contest:
     bytes: int | None = None
 
 
-def op_contest(workload, dtype, device, seed):
-    """The contest of a workload of mmkern.bench.workloads."""
+def op_contest(workload, dtype, device, seed, passes=None, peers=False):
+    """The contest of a workload of mmkern.bench.workloads.
+
+    passes: "forward", "backward" or "forward+backward"; by default what the workload says.
+    peers: whether the libraries of mmkern.bench.peers take part.
+    """
     case = workload.case
+    passes = passes or workload.passes
     kwargs = case.make(dtype, device, seed)
     plain = getattr(eager, case.function)
     functions = {
         "eager": plain,
         **{name: eager.RIVALS[name] for name in workload.rivals},
+        **(registered.of(case.function, device) if peers else {}),
         "mmkern": getattr(mmkern, case.function),
     }
-    names = case.differentiable()
     with torch.no_grad():
-        outs = _tuple(plain(**kwargs))
-    cotangents = _cotangents(outs, seed)
-    bind = _training(kwargs, names, cotangents) if workload.backward else _forward(kwargs)
+        outs = as_tuple(plain(**kwargs))
+    gradients = [kwargs[n] for n in case.differentiable()]
+    wide = {n: widened(v) for n, v in kwargs.items()}
     exact = getattr(mmkern.reference, case.function)
-    wide = {n: _widened(v) for n, v in kwargs.items()}
-    wide_cotangents = [c.double() for c in cotangents]
-    bind_wide = _training(wide, names, wide_cotangents) if workload.backward else _forward(wide)
-    gradients = [kwargs[n] for n in names] if workload.backward else None
     return Contest(
         identity={
             "kind": "op",
             "op": case.op,
             "function": case.function,
             "name": case.name,
-            "variant": "forward+backward" if workload.backward else "forward",
+            "variant": passes,
             "dtype": str(dtype).removeprefix("torch."),
             "shape": workload.shape,
             "model": workload.model,
@@ -70,46 +75,63 @@ def op_contest(workload, dtype, device, seed):
             "inputs": workload.inputs,
         },
         functions=functions,
-        bind=bind,
-        oracle=bind_wide(exact),
-        factors=(OUTPUT_FACTOR,) * len(outs) + (GRADIENT_FACTOR,) * len(gradients or ()),
-        backward=workload.backward,
-        flops=cost.flops(case.function, kwargs, backward=workload.backward),
-        bytes=cost.moved(kwargs.values(), outs, gradients),
+        bind=binder(case, kwargs, passes, outs, seed),
+        oracle=lambda: binder(case, wide, passes, outs, seed)(exact)(),
+        factors=factors(passes, len(outs), len(gradients)),
+        backward=passes != "forward",
+        flops=cost.flops(case.function, kwargs, passes),
+        bytes=cost.moved(kwargs.values(), outs, gradients, passes),
     )
 
 
-def _tuple(result):
+def as_tuple(result):
+    """What a function returned, as a tuple of tensors."""
     return result if isinstance(result, tuple) else (result,)
 
 
-def _widened(value):
+def widened(value):
+    """A floating-point tensor in float64, anything else as it is."""
     floating = isinstance(value, torch.Tensor) and value.dtype.is_floating_point
     return value.double() if floating else value
+
+
+def factors(passes, outputs, gradients):
+    """The accuracy rule's factor for each tensor that a call of ``passes`` returns."""
+    factors_of = {"forward": (OUTPUT_FACTOR,) * outputs, "backward": (GRADIENT_FACTOR,) * gradients}
+    return sum((factors_of[one] for one in passes.split("+")), ())
+
+
+def binder(case, kwargs, passes, outs, seed):
+    """A function that binds a contestant to ``kwargs``: a call of ``passes``, without arguments.
+
+    outs: what a contestant returns, for the shapes of the output gradients. A backward alone keeps
+    the graph of one forward, which runs when the contestant is bound.
+    """
+    if passes == "forward":
+        return lambda function: functools.partial(function, **kwargs)
+    names = case.differentiable()
+    leaves = {n: v.detach().requires_grad_() if n in names else v for n, v in kwargs.items()}
+    inputs = [leaves[n] for n in names]
+    wide = any(t.dtype == torch.float64 for t in inputs)
+    gradients = [g.double() if wide else g for g in _cotangents(outs, seed)]
+
+    def step(function):
+        results = as_tuple(function(**leaves))
+        grads = torch.autograd.grad(results, inputs, gradients)
+        return (*(r.detach() for r in results), *grads)
+
+    def backward(function):
+        with torch.enable_grad():
+            results = as_tuple(function(**leaves))
+        return functools.partial(torch.autograd.grad, results, inputs, gradients, retain_graph=True)
+
+    both = lambda function: functools.partial(step, function)  # noqa: E731
+    return backward if passes == "backward" else both
 
 
 def _cotangents(outs, seed):
     generator = torch.Generator().manual_seed(seed + 1)
     return [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in outs]
-
-
-def _forward(kwargs):
-    return lambda function: functools.partial(function, **kwargs)
-
-
-def _training(kwargs, names, cotangents):
-    leaves = {n: v.detach().requires_grad_() if n in names else v for n, v in kwargs.items()}
-    inputs = [leaves[n] for n in names]
-
-    def bind(function):
-        def step():
-            outs = _tuple(function(**leaves))
-            grads = torch.autograd.grad(outs, inputs, cotangents)
-            return (*(o.detach() for o in outs), *grads)
-
-        return step
-
-    return bind
 
 
 def run(contest, plan, *, device, compile=True):
@@ -121,34 +143,66 @@ def run(contest, plan, *, device, compile=True):
     """
     row = {**contest.identity, "status": "ok", "message": "", "backend": "", "notes": []}
     row |= {"flops": contest.flops, "bytes": contest.bytes, "times": {}, "ratios": {}, "errors": {}}
+    row |= {"peak_bytes": {}, "host_us": {}, "repeatable": None}
     functions = dict(contest.functions)
     if compile:
         torch._dynamo.reset()
         compiled = torch.compile(functions["eager"], dynamic=False)
         functions = {"eager": functions.pop("eager"), "compile": compiled, **functions}
-    with torch.set_grad_enabled(contest.backward):
+    # a backward that is timed alone keeps its graph, which donated buffers would not survive
+    keeps_graph = functorch_config.patch(donated_buffer=False)
+    with torch.set_grad_enabled(contest.backward), keeps_graph:
         calls, results = _first_calls(contest, functions, row)
         if "mmkern" in calls and "eager" in calls:
             _check(contest, results, row)
             row["backend"] = _backend(calls["mmkern"], device)
+            row["repeatable"] = _same_bits(results["mmkern"], as_tuple(calls["mmkern"]()))
         elif "mmkern" in calls:
             row["status"] = "failed"
             row["message"] = f"not checked: eager raised {row['times']['eager']['error']}"
         del results
         gc.collect()
         if row["status"] == "ok":
-            samples = timing.measure(calls, plan, synchronize=_synchronize(device))
+            calls = {n: call for n, call in calls.items() if n not in row["times"]}
+            row["peak_bytes"] = {name: memory.peak(call, device) for name, call in calls.items()}
+            row["host_us"] = _host_us(calls, device)
+            clock = {"synchronize": _synchronize(device), "timer": clocks.timer(device)}
+            samples = timing.measure(calls, plan, **clock)
             _summarize(samples, row)
+            models = {n: functions[n] for n in ("eager", "mmkern") if n in calls}
+            if all(isinstance(model, torch.nn.Module) for model in models.values()):
+                parts = {n: (model, calls[n]) for n, model in models.items()}
+                row["stages"] = stages.stages(parts, device)
     return row
+
+
+def _same_bits(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _host_us(calls, device, tries=20):
+    """Microseconds until a call returns, while an accelerator still works; {} on the CPU."""
+    if device.type == "cpu":
+        return {}
+    found = {}
+    for name, call in calls.items():
+        torch.accelerator.synchronize()
+        seconds = [timing.sample(call, 1) for _ in range(tries)]
+        found[name] = 1e6 * timing.median(seconds).value
+        torch.accelerator.synchronize()
+    return found
 
 
 def _first_calls(contest, functions, row):
     """The contestants that run, and what they return."""
     calls, results = {}, {}
     for name, function in functions.items():
-        call = contest.bind(function)
         try:
-            results[name] = _tuple(call())
+            call = contest.bind(function)
+            result = call()
+            if result is NotImplemented:
+                continue
+            results[name] = as_tuple(result)
         except Exception as error:
             text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             row["times"][name] = {"error": text}
@@ -161,7 +215,7 @@ def _first_calls(contest, functions, row):
 
 def _check(contest, results, row):
     """Fill in the errors against float64; fail the row if mmkern's break the accuracy rule."""
-    oracle = _tuple(contest.oracle())
+    oracle = as_tuple(contest.oracle())
     found = {
         name: [largest_error(got, exact) for got, exact in zip(outs, oracle, strict=True)]
         for name, outs in results.items()
@@ -176,6 +230,11 @@ def _check(contest, results, row):
             for e, base, floor in zip(errors, found["eager"], floors, strict=True)
         ]
         row["errors"][name] = {"max": _finite(max(errors)), "multiple": _finite(max(multiples))}
+    for name, errors in found.items():
+        allowed = [PEER_FACTOR * max(e, f) for e, f in zip(found["eager"], floors, strict=True)]
+        right = all(e <= a for e, a in zip(errors, allowed, strict=True))
+        if name not in ("eager", "mmkern") and not right:
+            row["times"][name] = {"error": f"wrong result: error {max(errors):.2e}"}
     for i, factor in enumerate(contest.factors):
         allowed = factor * found["eager"][i] + floors[i]
         if not found["mmkern"][i] <= allowed:

@@ -10,34 +10,33 @@ def nbytes(tensors):
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
 
-def moved(inputs, outputs, gradients=None):
+def moved(inputs, outputs, gradients, passes="forward"):
     """Bytes that must move: inputs and outputs once.
 
-    With ``gradients``, those of the backward as well: inputs and output gradients in, gradients
-    out.
+    A backward reads the inputs and the gradients of the outputs, and writes ``gradients``.
     """
-    total = nbytes(inputs) + nbytes(outputs)
-    if gradients is not None:
-        total += nbytes(inputs) + nbytes(outputs) + nbytes(gradients)
-    return total
+    forward = nbytes(inputs) + nbytes(outputs)
+    moved_by = {"forward": forward, "backward": forward + nbytes(gradients)}
+    return sum(moved_by[one] for one in passes.split("+"))
 
 
-def flops(function, args, *, backward=False):
+def flops(function, args, passes="forward"):
     """Floating-point operations of the matrix products in a call, None where there are none.
 
-    Attention counts the pairs that the mask lets through, at the true head dim.
+    Attention counts the pairs that the mask lets through, at the true head dim. A backward of a
+    product is two products; attention's computes the scores again.
     """
     if function == "attention":
         forward = _attention(args)
-        return forward * 3.5 if backward else forward
-    if function == "patch_embed":
+    elif function == "patch_embed":
         forward = _patch_embed(args["x"], args["weight"])
     elif function == "mlp":
         rows = args["x"].shape[:-1].numel() // args.get("merge", 1) ** 2
         forward = 2 * rows * (args["w1"].numel() + args["w2"].numel())
     else:
         return None
-    return forward * 3 if backward else forward
+    factor = {"forward": 1, "backward": 2.5 if function == "attention" else 2}
+    return forward * sum(factor[one] for one in passes.split("+"))
 
 
 def _patch_embed(x, weight):

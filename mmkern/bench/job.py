@@ -19,7 +19,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmkern.bench import contest, machine, models, overhead, photos, report, results, tables, timing
+from mmkern.bench import (
+    contest,
+    curves,
+    machine,
+    models,
+    overhead,
+    peers,
+    photos,
+    report,
+    results,
+    tables,
+    timing,
+)
 from mmkern.bench.timing import Plan
 from mmkern.bench.workloads import OPS, WORKLOADS
 
@@ -62,7 +74,9 @@ def chosen(options):
         if not (everything or workload.case.op in options.ops):
             continue
         if workload.quick or not options.quick:
-            rows += [_op_row(workload, d, options) for d in _dtypes(workload, options, everything)]
+            dtypes = _dtypes(workload, options, everything)
+            rows += [_op_row(workload, d, p, options) for p in _passes(workload, options)
+                     for d in dtypes]  # fmt: skip
     for model in models.MODELS:
         if not (everything or model.name in options.models):
             continue
@@ -82,13 +96,23 @@ def _dtypes(workload, options, everything):
     return () if workload.extra else models.default_dtypes(options.dtypes)
 
 
-def _op_row(workload, dtype, options):
+def _passes(workload, options):
+    """What to time; with --full the forward and the backward of a training workload alone, too."""
+    if options.full and workload.backward:
+        return ("forward", "backward", workload.passes)
+    return (workload.passes,)
+
+
+def _op_row(workload, dtype, passes, options):
     def run(pace):
-        made = contest.op_contest(workload, DTYPES[dtype], options.device, options.seed)
+        made = contest.op_contest(
+            workload, DTYPES[dtype], options.device, options.seed, passes, peers=options.full
+        )
         plan = pace(QUICK_PLAN if options.quick else PLAN)
         return _contest(made, plan, options, workload.compiles, "one ATen call")
 
-    return Row({"kind": "op", "op": workload.case.op, "name": workload.id, "dtype": dtype}, run)
+    name = workload.id if passes == workload.passes else f"{workload.id}, {passes} alone"
+    return Row({"kind": "op", "op": workload.case.op, "name": name, "dtype": dtype}, run)
 
 
 def _model_row(model, dtype, options):
@@ -145,7 +169,10 @@ def run(options, console=None, command=None):
             "seed": options.seed,
         },
         "inputs": photos.SOURCE,
+        "peers": {name: "absent: " + why for name, why in peers.absent(options.device).items()},
         "peaks": None,
+        "noise": None,
+        "memory": [],
         "rows": [],
         "not_run": [row.identity for row in rows],
     }
@@ -189,6 +216,7 @@ def _run_rows(rows, options, found, console):
             machine.peaks, options.device, [DTYPES[d] for d in options.dtypes], quick=options.quick
         )
         found["peaks"] = peaks()
+        found["noise"] = machine.noise(options.device)
         end = time.monotonic() + _target_s(options)
         for number, row in enumerate(rows):
             left = end - time.monotonic()
@@ -201,3 +229,6 @@ def _run_rows(rows, options, found, console):
             progress.advance(task)
             progress.console.print(tables.line(done), highlight=False)
         found["peaks"] = machine.best_peaks(found["peaks"], peaks())
+        if options.full:
+            progress.update(task, description="memory")
+            found["memory"] = curves.curves(options.device)

@@ -1,5 +1,6 @@
 """The machine that a result was measured on, and what it can do at best."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 import mmkern
+from mmkern.bench import clocks, timing
 
 COPY_BYTES = tuple(2**n * 1024 * 1024 for n in (0, 2, 4, 6, 8))
 
@@ -33,6 +35,11 @@ def environment(device, command):
         "mmkern": mmkern.__version__,
         "commit": _commit(),
     }
+
+
+def load():
+    """Programs that want a core, the average of the last minute; NaN where nobody counts them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def isa():
@@ -110,6 +117,26 @@ def _best(call, device, budget_s=0.4):
         best = min(best, time.perf_counter() - begin)
         tries += 1
     return best
+
+
+def noise(device, tries=5):
+    """The noise floor: by how much two equal contestants differ here.
+
+    Returns:
+        {"differences": [|ratio - 1| of each try], "half_widths": [half the 95 % interval]}.
+    """
+    x = torch.ones(1024, 1152, device=device)
+    calls = {name: functools.partial(torch.nn.functional.gelu, x) for name in ("first", "second")}
+    plan = timing.Plan(min_rounds=9, max_rounds=30, budget_s=0.3)
+    clock = {"timer": clocks.timer(device)}
+    if device.type != "cpu":
+        clock["synchronize"] = torch.accelerator.synchronize
+    found = {"differences": [], "half_widths": []}
+    for _ in range(tries):
+        ratio = timing.ratio(*timing.measure(calls, plan, **clock).values())
+        found["differences"].append(abs(ratio.value - 1))
+        found["half_widths"].append((ratio.high - ratio.low) / 2)
+    return found
 
 
 def copy_speed(copies, nbytes):

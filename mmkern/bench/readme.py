@@ -55,7 +55,7 @@ def bench_table(found, short=False):
             row["dtype"]: row for row in rows if (row["kind"] == "model", *_identity(row)) == key
         }
         any_row = next(iter(same.values()))
-        passes = " fwd+bwd" if any_row["variant"] == "forward+backward" else ""
+        passes = results.PASSES[any_row["variant"]]
         where = f"{any_row['model']}: {any_row['shape']}"
         cells = [any_row["function"] + passes, where]
         for dtype in dtypes:
@@ -70,7 +70,7 @@ def _identity(row):
 
 
 def _workload_id(row):
-    passes = "training" if row["variant"] == "forward+backward" else "forward"
+    passes = {"forward+backward": "training"}.get(row["variant"], row["variant"])
     return f"{row['function']}-{row['name']}-{passes}"
 
 

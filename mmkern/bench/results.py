@@ -8,11 +8,16 @@ results.json holds
                   command
     options       the command line's choices
     inputs        where the photographs come from
+    peers         {library: why it took no part}
+    noise         of two equal contestants, timed five times: differences |ratio - 1|, and
+                  half_widths of the 95 % intervals
+    memory        with --full: [{op, size (what x counts), passes, dtype, x, peak_bytes
+                  {contestant: [one per x]}}]
     peaks         measured limits of the machine: copy [[bytes, GB/s], ...], matmul {dtype: GFLOP/s}
     rows          one per workload and dtype:
         kind      "op", "model" or "overhead"
-        op, function, name, variant ("forward" or "forward+backward"), dtype, shape, model, scale,
-        inputs    what was run, on what
+        op, function, name, variant ("forward", "backward", "forward+backward"), dtype, shape,
+        model, scale, inputs    what was run, on what
         backend   whose kernels served mmkern's call: "cpu", ..., or "reference"
         status    "ok", or "failed" with the reason in ``message``
         notes     remarks to the reader
@@ -23,7 +28,17 @@ results.json holds
                   the ratios within rounds
         errors    {contestant: {max, multiple}} against float64, null if infinite; the multiple is
                   of eager's error, or of one rounding where eager's is smaller
+        peak_bytes  {contestant: memory of one call at its peak, outputs and scratch included, or
+                  null}; on the CPU resident memory
+        host_us   {contestant: microseconds until a call returns}, on an accelerator alone; on the
+                  CPU the rows of kind "overhead" tell the cost of a call
+        repeatable  whether a second call of mmkern gave the same bits
+        stages    of a model alone: [{name, times: {contestant: ms}}], its parts in the order of
+                  their calls (mmkern.bench.stages)
     not_run       identities of rows that an interrupt left out
+
+A file that lacks some of these fields was written by an earlier version: it loads, and what is
+missing shows as "-".
 """
 
 import csv
@@ -38,8 +53,15 @@ KEY = ("kind", "op", "function", "name", "variant", "dtype")
 CSV_FIELDS = (
     *KEY, "shape", "model", "scale", "inputs", "backend", "status", "message",
     "eager_ms", "compile_ms", "mmkern_ms", "vs_eager", "vs_eager_low", "vs_eager_high",
-    "vs_compile", "vs_compile_low", "vs_compile_high", "rivals", "error_multiple", "flops", "bytes",
+    "vs_compile", "vs_compile_low", "vs_compile_high", "best_peer", "vs_best_peer", "rivals",
+    "error_multiple", "flops", "bytes", "mmkern_peak_bytes", "eager_peak_bytes", "mmkern_host_us",
+    "repeatable",
 )  # fmt: skip
+
+
+#: what a label says of a row's variant
+PASSES = {"forward": "", "backward": " bwd", "forward+backward": " fwd+bwd"}
+BASELINES = ("eager", "compile")
 
 
 class ResultsError(ValueError):
@@ -53,8 +75,7 @@ def key(row):
 
 def label(row):
     """A row's name for people."""
-    passes = " fwd+bwd" if row["variant"] == "forward+backward" else ""
-    return f"{row['function']} {row['name']}{passes}"
+    return f"{row['function']} {row['name']}{PASSES[row['variant']]}"
 
 
 def milliseconds(row, contestant):
@@ -65,6 +86,17 @@ def milliseconds(row, contestant):
 def ratio(row, contestant):
     """How many times faster than the contestant mmkern is, None if unknown."""
     return row["ratios"].get(contestant, {}).get("value")
+
+
+def best_peer(row):
+    """The fastest contestant besides mmkern and the baselines, None if there is none."""
+    others = {n: r["value"] for n, r in row["ratios"].items() if n not in BASELINES}
+    return min(others, key=others.get, default=None)
+
+
+def peak_bytes(row, contestant):
+    """Memory of a call at its peak, None where it was not measured."""
+    return row.get("peak_bytes", {}).get(contestant)
 
 
 def losses(rows):
@@ -139,5 +171,9 @@ def to_csv(rows):
             if name not in ("eager", "compile")
         )
         flat["error_multiple"] = row["errors"].get("mmkern", {}).get("multiple")
+        peer = best_peer(row)
+        flat |= {"best_peer": peer, "vs_best_peer": ratio(row, peer) if peer else None}
+        flat |= {f"{n}_peak_bytes": peak_bytes(row, n) for n in ("eager", "mmkern")}
+        flat |= {"mmkern_host_us": row.get("host_us", {}).get("mmkern")}
         writer.writerow(flat)
     return buffer.getvalue()

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from mmkern.bench import results
 
-BASELINES = ("eager", "compile")
+BASELINES = results.BASELINES
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 

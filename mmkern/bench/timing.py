@@ -55,8 +55,9 @@ def measure(calls, plan, *, synchronize=None, timer=time.perf_counter):
         {name: [seconds per call, one entry per round]}, lists of one length.
     """
     synchronize = synchronize or (lambda: None)
-    repeats = {
-        name: _repeats(call, plan.sample_s, synchronize, timer) for name, call in calls.items()
+    counts = {
+        name: repeats(call, plan.sample_s, synchronize=synchronize, timer=timer)
+        for name, call in calls.items()
     }
     samples = {name: [] for name in calls}
     collecting = gc.isenabled()
@@ -65,8 +66,8 @@ def measure(calls, plan, *, synchronize=None, timer=time.perf_counter):
         start = timer()
         for done in itertools.count(1):
             for name in list(calls) if done % 2 else reversed(list(calls)):
-                elapsed = _sample(calls[name], repeats[name], synchronize, timer)
-                samples[name].append(elapsed / repeats[name])
+                elapsed = sample(calls[name], counts[name], synchronize=synchronize, timer=timer)
+                samples[name].append(elapsed / counts[name])
             if done >= plan.max_rounds:
                 break
             enough = done >= plan.min_rounds
@@ -78,23 +79,25 @@ def measure(calls, plan, *, synchronize=None, timer=time.perf_counter):
     return samples
 
 
-def _sample(call, repeats, synchronize, timer):
+def sample(call, count, *, synchronize=lambda: None, timer=time.perf_counter):
+    """Seconds that ``count`` calls take."""
     synchronize()
     start = timer()
-    for _ in range(repeats):
+    for _ in range(count):
         call()
     synchronize()
     return timer() - start
 
 
-def _repeats(call, sample_s, synchronize, timer):
-    """Calls that fill a sample; the calls made to find out are the warm-up."""
-    repeats = 1
-    elapsed = _sample(call, 1, synchronize, timer)
+def repeats(call, sample_s, *, synchronize=lambda: None, timer=time.perf_counter):
+    """Calls that fill ``sample_s`` seconds; the calls made to find out are the warm-up."""
+    clock = {"synchronize": synchronize, "timer": timer}
+    count = 1
+    elapsed = sample(call, 1, **clock)
     while elapsed < sample_s / 2:
-        repeats = max(repeats * 2, math.ceil(repeats * sample_s / max(elapsed, 1e-7) / 2))
-        elapsed = _sample(call, repeats, synchronize, timer)
-    return max(1, math.ceil(repeats * sample_s / elapsed))
+        count = max(count * 2, math.ceil(count * sample_s / max(elapsed, 1e-7) / 2))
+        elapsed = sample(call, count, **clock)
+    return max(1, math.ceil(count * sample_s / elapsed))
 
 
 def _settled(samples, precision):
