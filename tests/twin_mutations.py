@@ -102,6 +102,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", choices=sorted(CASES), help="the faults of one case")
     only = parser.parse_args().case
+    if not KERNELS.is_dir():
+        print(f"skipped: no {KERNELS.relative_to(ROOT)}")
+        return 0
     sources = {path.name: path.read_text() for path in KERNELS.iterdir()}
     groups = []
     for case in sorted({mutant[1] for mutant in MUTANTS if only in (None, mutant[1])}):
