@@ -27,11 +27,22 @@ build: $(VENV)/installed ## build the C++ extension (again, where a source chang
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 test: build ## run the tests
-	$(BIN)/python -m pytest tests -q --durations=10 --ignore tests/test_ascendc.py
+	$(BIN)/python -m pytest tests -q --durations=10 --ignore tests/test_ascendc.py \
+	  --ignore-glob 'tests/test_twin*'
 
 # A process of its own: Triton reads the variable once, when it is imported.
 triton-test: build ## the Triton kernels in Triton's interpreter, without a GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton*.py -q --durations=5
+
+# The twin of AscendC needs a C++ compiler alone.
+.PHONY: twin-tests twin-check twin-examples
+twin-tests: $(VENV)/installed ## the AscendC twin: instructions, rules, faults planted in the kernels
+	$(BIN)/python -m pytest -q $(wildcard tests/test_twin*.py)
+	$(BIN)/python tests/twin_mutations.py
+twin-check: twin-tests
+
+twin-examples: $(VENV)/installed ## public AscendC examples on the twin: make twin-examples DEVKIT=<checkout of asc-devkit>
+	$(BIN)/python benchmarks/twin_examples.py $(DEVKIT)
 
 # One target of each compiler: sm_100 alone takes longer than these.
 gpu-gate: $(VENV)/installed ## compile every Triton kernel for two GPUs, without one, and compare

@@ -55,15 +55,6 @@ def compiled(source: Path, *flags: str, name: str = "") -> Path:
     return _compile(source, target, ("-shared", *flags))
 
 
-@cache
-def precompiled() -> Path:
-    """A folder with the twin's headers precompiled: before others in the include path."""
-    folder = Path(_folder().name) / "headers"
-    folder.mkdir()
-    _compile(TWIN / "export.h", folder / "export.h.gch", ("-x", "c++-header"))
-    return folder
-
-
 class Report(dict):
     """What one run found and counted, as launcher.h's ToJson writes it."""
 

@@ -397,8 +397,8 @@ void Fill(const LocalTensor<T>& dst, const InitConstValueParams<T>& params, Loc 
   InitConstValue(dst, params, loc);
 }
 
-inline void SetHF32Mode(bool) {}
-inline void SetHF32TransMode(bool) {}
-inline void SetMMLayoutTransform(bool) {}
+inline void SetHF32Mode(bool) { ascendc_twin::Unchecked("SetHF32Mode"); }
+inline void SetHF32TransMode(bool) { ascendc_twin::Unchecked("SetHF32TransMode"); }
+inline void SetMMLayoutTransform(bool) { ascendc_twin::Unchecked("SetMMLayoutTransform"); }
 
 }  // namespace AscendC

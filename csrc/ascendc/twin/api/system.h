@@ -47,7 +47,9 @@ inline void InitSocState() {
   core->mask = ascendc_twin::MaskRegister();
 }
 template <typename... Unused>
-inline void SetSysWorkspace(Unused...) {}
+inline void SetSysWorkspace(Unused...) {
+  ascendc_twin::Unchecked("SetSysWorkspace");
+}
 inline void SetSyncBaseAddr(uint64_t) {}
 
 template <HardEvent event>
@@ -146,6 +148,7 @@ inline void IBSet(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int
                   int32_t event, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Core* core = CurrentCore();
+  Unchecked("IBSet: its buffers");
   BarrierAll(core);
   core->launch->ib_flags[{block, event}].push_back(
       Release(core, kS, core->launch->SiteId("IBSet", loc)));
@@ -155,6 +158,7 @@ inline void IBWait(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, in
                    int32_t event, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Core* core = CurrentCore();
+  Unchecked("IBWait: its buffers");
   auto& flags = core->launch->ib_flags[{block, event}];
   core->launch->Block(core, "IBWait", loc, "IBSet of block " + std::to_string(block),
                       [&flags] { return !flags.empty(); });
@@ -177,7 +181,9 @@ inline void DataCacheCleanAndInvalid(const GlobalTensor<T>& tensor, Loc loc = Lo
                            operand.offset / kCacheLine);
 }
 template <typename T, CacheLine entire, DcciDst destination>
-inline void DataCacheCleanAndInvalid(const LocalTensor<T>&) {}
+inline void DataCacheCleanAndInvalid(const LocalTensor<T>&) {
+  ascendc_twin::Unchecked("DataCacheCleanAndInvalid of a LocalTensor");
+}
 template <typename T>
 inline void DataCachePreload(const GlobalTensor<uint64_t>&, const T) {}
 inline void ICachePreLoad(const int64_t) {}
@@ -220,7 +226,9 @@ inline void SetAtomicNone() { ascendc_twin::CurrentCore()->atomic = ascendc_twin
 inline void DisableDmaAtomic() { SetAtomicNone(); }
 
 template <typename... Unused>
-inline void DumpTensor(Unused&&...) {}
+inline void DumpTensor(Unused&&...) {
+  ascendc_twin::Unchecked("DumpTensor");
+}
 template <typename... Unused>
 inline void printf(const char*, Unused&&...) {}
 template <typename... Unused>

@@ -1,9 +1,15 @@
-// Parameters of a fixed width: what does not fit is found before it is cut.
+// Parameters of a fixed width, whose cuts are found, and calls that only count as unchecked.
 #pragma once
 
 #include "launch.h"
 
 namespace ascendc_twin {
+
+// Counts a call whose effect the twin neither has nor checks.
+inline void Unchecked(const char* what) {
+  Core* core = CurrentCore();
+  if (core) ++core->launch->unchecked[what];
+}
 
 template <typename T>
 class Field {
