@@ -41,6 +41,26 @@ gpu-gate: $(VENV)/installed ## compile every Triton kernel for two GPUs, without
 gpu-gate-full: $(VENV)/installed ## the same for all four
 	$(BIN)/python benchmarks/gpu_gate.py --check
 
+# Two Tritons share one import name, so Ascend's has an environment of its own.
+ASCEND := .venv-ascend
+$(ASCEND)/installed: pyproject.toml requirements/ascend.txt
+	$(PYTHON) -m venv $(ASCEND)
+	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c requirements/ascend.txt \
+	  setuptools torch numpy pytest pytest-xdist triton-ascend ascendnpu-ir pybind11
+	MMKERN_NO_EXT=1 $(ASCEND)/bin/pip install --quiet --disable-pip-version-check \
+	  -c requirements/ascend.txt --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: ascend-check ascend-check-full
+# Running needs Debian's mlir-19-tools, libmlir-19 and clang-19; the tests say so where they lack.
+ascend-check: $(ASCEND)/installed ## compile the Triton kernels for Ascend 910B, without one, and run the lowered code
+	$(ASCEND)/bin/python benchmarks/ascend_gate.py --check --sample
+	$(ASCEND)/bin/python -m pytest tests/test_ascend.py -q -n 2
+
+ascend-check-full: $(ASCEND)/installed ## the same, every dtype and case
+	$(ASCEND)/bin/python benchmarks/ascend_gate.py --check
+	MMKERN_ASCEND_FULL=1 $(ASCEND)/bin/python -m pytest tests/test_ascend.py -q -n 2
+
 fuzz: build ## search for failing shapes for longer than the tests do
 	MMKERN_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py -q
 
@@ -78,12 +98,18 @@ results: bench-full ## measure again, and write the committed results and the ta
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md
 
+.PHONY: cpu-limits
+cpu-limits: build ## time the CPU kernels beside their aims, and write the result and README's table
+	$(BIN)/python benchmarks/cpu_limits.py
+	$(BIN)/python benchmarks/cpu_limits.py --table README.md
+
 docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
 	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check
+	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .
@@ -111,4 +137,4 @@ gpu-check: build ## on a CUDA machine: correctness, compute-sanitizer, times aga
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove everything that was built, .venv included
-	rm -rf $(VENV) build out *.egg-info mmkern/*.so
+	rm -rf $(VENV) $(ASCEND) build out *.egg-info mmkern/*.so

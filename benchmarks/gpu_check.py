@@ -27,7 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import gpu_shapes  # noqa: E402
-from accuracy import DTYPES, check_forward, check_gradients, cotangents, outputs  # noqa: E402
+from accuracy import (  # noqa: E402
+    DTYPES,
+    check_forward,
+    check_gradients,
+    cotangents,
+    forward,
+    outputs,
+)
 
 import mmkern  # noqa: E402
 from mmkern import cases, library  # noqa: E402
@@ -47,7 +54,9 @@ class Cuda:
 
     def __init__(self):
         properties = torch.cuda.get_device_properties(0)
-        self.cache = torch.empty(4 * properties.L2_cache_size, dtype=torch.int8, device="cuda")
+        # large enough that writing it outlasts the host's part of a call
+        size = max(4 * properties.L2_cache_size, 1 << 29)
+        self.cache = torch.empty(size, dtype=torch.int8, device="cuda")
 
     def seconds(self, call):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -77,6 +86,7 @@ def environment():
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
+        "mmkern": mmkern.__version__,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
@@ -102,11 +112,19 @@ def _output(*command):
 
 
 def correctness(ops, device, small=False):
-    """{run, failures}: every case x dtype, forward and gradients, by the accuracy rule."""
-    run, failures = 0, []
+    """Every case x dtype, forward and gradients, by the accuracy rule.
+
+    {run, failures, by_reference}: the last are forwards that no kernel takes here.
+    """
+    run, failures, by_reference = 0, [], []
+    # eager in float32 is the yardstick: its convolutions are TF32 by default
+    torch.backends.cudnn.allow_tf32 = False
     chosen = [c for c in cases.CASES if c.op in ops and (not small or "smoke" in c.tags)]
     for case in chosen:
         for dtype in DTYPES:
+            kwargs = case.make(dtype, device)
+            if _backend(lambda c=case, k=kwargs: forward(mmkern, c, k)) == "reference":
+                by_reference.append(f"{case.id} {dtype}")
             for check in (check_forward, check_gradients):
                 run += 1
                 try:
@@ -115,13 +133,15 @@ def correctness(ops, device, small=False):
                     text = f"{case.id} {dtype} {check.__name__}: {type(error).__name__}: {error}"
                     failures.append(text)
                     print(f"  {text[:300]}", flush=True)
-    return {"run": run, "failures": failures}
+    torch.backends.cudnn.allow_tf32 = True
+    return {"run": run, "failures": failures, "by_reference": by_reference}
 
 
 def sanitizer(ops):
     """compute-sanitizer memcheck over the small matrix, in a process of its own."""
-    tool = shutil.which("compute-sanitizer")
+    tool = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
     if tool is None:
+        print("  skipped: compute-sanitizer is not installed", flush=True)
         return {"skipped": "compute-sanitizer is not installed"}
     command = [tool, "--tool", "memcheck", "--error-exitcode", "3", sys.executable, __file__]
     command += ["--small", *(f"--op={op}" for op in ops)]
@@ -192,6 +212,20 @@ def _difference(results):
     return max(float((a.float() - b.float()).abs().max()) for a, b in pairs) / most
 
 
+def _moved(case, kwargs, grads):
+    """Bytes that the backward must move: inputs that it reads, gradients in, gradients out."""
+    with torch.no_grad():
+        outs = outputs(getattr(mmkern, case.function)(**kwargs))
+    unread = set()
+    if case.op == "rms_norm" and kwargs.get("residual") is not None:
+        # h is read in place of x and residual, whose gradients are one tensor
+        unread, grads = {"residual"}, [g for n, g in grads.items() if n != "residual"]
+    elif case.op == "rope" and kwargs.get("q_weight") is None:
+        unread = {"q", "k"}
+    grads = grads.values() if isinstance(grads, dict) else grads
+    return cost.moved([v for n, v in kwargs.items() if n not in unread], [*outs, *grads])
+
+
 def times_of(case, dtype, backward, clock):
     """The row of one case: {identity, contestants, errors, flops, bytes, difference}."""
     kwargs = case.make(dtype, clock.name)
@@ -203,7 +237,10 @@ def times_of(case, dtype, backward, clock):
     work = cost.flops(case.function, kwargs)
     if work and backward:
         work *= BACKWARD_FLOPS.get(case.op, 2.0)
-    moved = cost.moved(kwargs.values(), outs)
+    if backward and outs:
+        moved = _moved(case, kwargs, dict(zip(names, outs, strict=True)))
+    else:
+        moved = cost.moved(kwargs.values(), outs)
     del results, outs
     samples = {name: [] for name in calls}
     first = {name: clock.seconds(call) for name, call in calls.items()}
@@ -235,8 +272,13 @@ def times(chosen, clock, keep):
     rows = []
     for case in chosen:
         for backward in (False, True):
-            with gpu_shapes.fresh_compiler():
-                row = times_of(case, torch.bfloat16, backward, clock)
+            try:
+                with gpu_shapes.fresh_compiler():
+                    row = times_of(case, torch.bfloat16, backward, clock)
+            except Exception as error:  # out of memory, say: the other rows are still of use
+                row = {"op": case.op, "name": case.name, "contestants": {}}
+                row["pass"] = "backward" if backward else "forward"
+                row["errors"] = {"mmkern": f"{type(error).__name__}: {error}"[:300]}
             rows.append(row)
             keep(rows)
             found = row["contestants"]
@@ -272,6 +314,10 @@ def main():
     if not (args.rehearse or torch.cuda.is_available()):
         print("gpu_check: torch sees no CUDA device here, and this run is for one.")
         return 1
+    missing = library.BACKENDS["triton"].missing
+    if missing and not args.rehearse:
+        print(f"gpu_check: the Triton kernels do not serve here: {missing}")
+        return 1
     clock = Host() if args.rehearse else Cuda()
     ops = args.op or sorted(library.OPS)
     if args.small:
@@ -290,9 +336,10 @@ def main():
     if "times" in parts:
         print("times", flush=True)
         chosen = [c for c in gpu_shapes.CASES if c.op in ops and args.match in c.id]
-        times(chosen, clock, lambda rows: write(args.output, {**result, "rows": rows}))
-        result = json.loads(args.output.read_text())
-    result["complete"] = True
+        result["rows"] = times(
+            chosen, clock, lambda rows: write(args.output, {**result, "rows": rows})
+        )
+    result["complete"] = not (args.op or args.part or args.match)
     write(args.output, result)
     wrong = bool(result.get("correctness", {}).get("failures"))
     wrong |= bool(result.get("sanitizer", {}).get("returncode"))

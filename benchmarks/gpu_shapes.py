@@ -160,6 +160,29 @@ def _flex():
     return run
 
 
+def _flex_packed():
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False)
+    masks = []
+
+    def run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+        if not masks:
+            of_q, of_k = (
+                torch.bucketize(torch.arange(len(t), device=t.device), cu[1:], right=True)
+                for t, cu in ((q, cu_seqlens_q), (k, cu_seqlens_k))
+            )
+            masks.append(
+                create_block_mask(
+                    lambda b, h, i, j: of_q[i] == of_k[j], None, None, len(q), len(k), q.device
+                )
+            )
+        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+        return compiled(q, k, v, block_mask=masks[0])[0].transpose(0, 1)
+
+    return run
+
+
 def _varlen(function):
     def run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
         return function(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
@@ -181,7 +204,8 @@ def _attention_peers(packed):
             "torch varlen_attn": _imported("torch.nn.attention.varlen", "varlen_attn"),
             "flash-attn": _imported("flash_attn", "flash_attn_varlen_func"),
         }
-        return {name: _varlen(f) for name, f in found.items() if f}
+        libraries = {name: _varlen(f) for name, f in found.items() if f}
+        return {"FlexAttention": _flex_packed(), **libraries}
     peers = {
         f"SDPA {name}": functools.partial(_sdpa, getattr(SDPBackend, f"{name.upper()}_ATTENTION"))
         for name in ("flash", "cudnn", "efficient")

@@ -57,7 +57,13 @@ def _add_bench(commands):
     )
     add = bench.add_argument
     add("--op", action="append", default=[], metavar="OP[,OP]", help='these ops only; or "all"')
-    add("--model", action="append", default=[], metavar="M[,M]", help='these models; or "all"')
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="M[,M]",
+        help='these; "all"; "blocks": blocks of published models',
+    )
     add("--dtype", action="append", default=[], metavar="DT[,DT]", help="float32,bfloat16")
     add("--device", help="default: the accelerator that is there, else cpu")
     add("--quick", action="store_true", help="a selection, in about a minute")
@@ -103,7 +109,7 @@ def _add_compare(commands):
 
 def _bench(args):
     try:
-        from mmkern.bench import job, models, photos, workloads
+        from mmkern.bench import blocks, job, models, photos, workloads
     except ImportError as error:
         args.parser.error(f"{error}; pip install 'mmkern[bench]'")
     dtypes = _dtypes(args) or ["float32", "bfloat16"]
@@ -113,10 +119,14 @@ def _bench(args):
         torch.set_num_threads(args.threads)
     if args.quick and args.full:
         args.parser.error("--quick and --full exclude each other")
-    names = [model.name for model in models.MODELS]
+    names = [w.name for w in (*models.MODELS, *blocks.BLOCKS)]
+    wanted = _choice(args, "--model", _expanded(args.model, blocks.BLOCKS), names)
+    for block in blocks.BLOCKS:
+        if block.name in wanted and block.missing():
+            args.parser.error(f"--model {block.name} needs {block.library}, which is not installed")
     options = job.Options(
         ops=_choice(args, "--op", _split(args.op), workloads.OPS),
-        models=_choice(args, "--model", _split(args.model), names),
+        models=wanted,
         dtypes=_choice(args, "--dtype", dtypes, job.DTYPES),
         device=_device(args),
         quick=args.quick,
@@ -135,6 +145,12 @@ def _bench(args):
 
 def _split(values):
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def _expanded(values, blocks):
+    """The names of models, with every block's in the place of "blocks"."""
+    names = [[b.name for b in blocks] if v == "blocks" else [v] for v in _split(values)]
+    return [name for group in names for name in group]
 
 
 def _dtypes(args):

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from accuracy import DTYPES, check_forward, check_gradients
 from cases import CASES, T
-from interpreter import Guards, correct_bfloat16, run_ops_on_triton
+from interpreter import correct_bfloat16
+from on_triton import Guards, run_ops_on_triton
 
 from mmkern.kernels import triton as kernels
 

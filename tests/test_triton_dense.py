@@ -8,7 +8,8 @@ import pytest
 import torch
 from accuracy import check_forward, check_gradients
 from cases import T
-from interpreter import Guards, correct_bfloat16, run_ops_on_triton
+from interpreter import correct_bfloat16
+from on_triton import Guards, run_ops_on_triton
 
 import mmkern
 from mmkern.cases import Case, Ints

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 from cases import Case, T
-from interpreter import correct_bfloat16, run_ops_on_triton
+from interpreter import correct_bfloat16
+from on_triton import run_ops_on_triton
 
 import mmkern
 from mmkern.bench import timing, tune

@@ -241,10 +241,12 @@ def attention(
         return out, lse
     width, widest = widths(dim, dim_v)
     few = not varlen and sq * (hq // hk) <= _FEW
-    mode = "few" if few else "packed" if varlen else "batched"
+    padded = key_padding_mask is not None
+    mode = "few" if few else "packed" if varlen else "padded" if padded else "batched"
     half = q.dtype != torch.float32
     tile = tuning.pick("attention", q.device, mode=mode, half=half, head_dim=widest)
-    pack = hq // hk if few else 1
+    # rows of several heads are not evenly spaced
+    pack = hq // hk if few and tuning.gathers(q.device) else 1
     split, parts = _split(sk) if few else (0, 1)
     if tile is None:
         return NotImplemented

@@ -132,9 +132,9 @@ def modulate_gradient(
     if GATE is not None:
         gate_at = GATE + (b * gate_b + (start // gate_per).to(tl.int64) * gate_f) * UNIT + c
     # KEEP: what is constant over the rows stays in registers
-    if KEEP and SCALE is not None and not SCALE_PER_TOKEN:
+    if KEEP and (SCALE is not None and not SCALE_PER_TOKEN):
         scale = tl.load(scale_at, mask=inside, other=0.0).to(tl.float32)
-    if KEEP and GATE is not None and not GATE_PER_TOKEN:
+    if KEEP and (GATE is not None and not GATE_PER_TOKEN):
         gate = tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
     if WEIGHT is not None:
         weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)

@@ -8,6 +8,9 @@ The gradient of x goes by the same addresses; patches do not overlap, so nothing
 the weight splits the tokens in a way fixed by the shapes and adds the parts in order. Sums over
 tokens or images alone, and the weight of flattened patches, are torch's. A weight or gradient that
 is not contiguous is copied.
+
+Ascend reads and writes such addresses one by one. There pixels are first copied to flattened
+patches, and the gradient's patches to its pixels.
 """
 
 import torch
@@ -25,6 +28,7 @@ from mmkern.kernels.triton.common import (
     unit,
 )
 from mmkern.kernels.triton.gemm import grouped, load_weight, product
+from mmkern.ops.patch_embed import as_patches, as_windows
 
 _INTEGERS = ["x_b", "x_c", "x_t", "x_h", "x_w", "tokens", "grid_h", "grid_w", "height", "columns"]
 _INTEGERS += ["depth", "pos_b", "pos_row", "row_blocks", "column_blocks", "length", "parts"]
@@ -33,16 +37,20 @@ _INTEGERS += ["depth", "pos_b", "pos_row", "row_blocks", "column_blocks", "lengt
 @triton.jit
 def _patch_at(
     m, tokens, grid_h, grid_w, x_b, x_t, x_h, x_w,
-    KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, W1: tl.constexpr, UNIT: tl.constexpr,
+    KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, W1: tl.constexpr, EVENLY: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Offset of the first pixel of patch m of the batch."""
-    n = m % tokens
-    w = (n % grid_w * KW).to(tl.int64)
-    h = (n // grid_w % grid_h * KH).to(tl.int64)
-    t = (n // grid_w // grid_h * KT).to(tl.int64)
-    b = (m // tokens).to(tl.int64)
-    at = (b * x_b + t * x_t + h * x_h) * UNIT
-    return at + w if W1 else at + w * x_w
+    """Offset of the first pixel of patch m of the batch; EVENLY: m times a stride, x_w."""
+    if EVENLY:
+        return m.to(tl.int64) * (x_w * UNIT)
+    else:
+        n = m % tokens
+        w = (n % grid_w * KW).to(tl.int64)
+        h = (n // grid_w % grid_h * KH).to(tl.int64)
+        t = (n // grid_w // grid_h * KT).to(tl.int64)
+        b = (m // tokens).to(tl.int64)
+        at = (b * x_b + t * x_t + h * x_h) * UNIT
+        return at + w if W1 else at + w * x_w
 
 
 @triton.jit
@@ -65,7 +73,8 @@ def patch_forward(
     X, W, BIAS, POS, Y, x_b, x_c, x_t, x_h, x_w, tokens, grid_h, grid_w, height, columns, depth,
     pos_b, pos_row, row_blocks, column_blocks,
     KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, C1: tl.constexpr, W1: tl.constexpr,
-    X_UNIT: tl.constexpr, UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    EVENLY: tl.constexpr, X_UNIT: tl.constexpr, UNIT: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Y = patches @ W^T + BIAS + POS."""
@@ -73,7 +82,9 @@ def patch_forward(
     row_block, column_block = grouped(tl.program_id(0), row_blocks, column_blocks, GROUP)
     rows = row_block * BM + tl.arange(0, BM)
     cols = column_block * BN + tl.arange(0, BN)
-    base = X + _patch_at(rows, tokens, grid_h, grid_w, x_b, x_t, x_h, x_w, KT, KH, KW, W1, X_UNIT)
+    base = X + _patch_at(
+        rows, tokens, grid_h, grid_w, x_b, x_t, x_h, x_w, KT, KH, KW, W1, EVENLY, X_UNIT
+    )
     inside = (rows < height)[:, None]
     acc = tl.zeros([BM, BN], tl.float32)
     full = depth // BK * BK
@@ -105,7 +116,8 @@ def patch_grad_x(
     GRAD, W, DX, x_b, x_c, x_t, x_h, x_w, tokens, grid_h, grid_w, height, columns, depth,
     row_blocks, column_blocks,
     KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, C1: tl.constexpr, W1: tl.constexpr,
-    X_UNIT: tl.constexpr, UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    EVENLY: tl.constexpr, X_UNIT: tl.constexpr, UNIT: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """GRAD @ W, each row to the pixels of its patch. columns: of a patch; depth: channels out."""
@@ -117,7 +129,9 @@ def patch_grad_x(
         GRAD, W, depth, columns, rows, cols, height, columns, depth, BM, BN, BK,
         False, EVEN, PRECISION,
     )  # fmt: skip
-    row_at = _patch_at(rows, tokens, grid_h, grid_w, x_b, x_t, x_h, x_w, KT, KH, KW, W1, X_UNIT)
+    row_at = _patch_at(
+        rows, tokens, grid_h, grid_w, x_b, x_t, x_h, x_w, KT, KH, KW, W1, EVENLY, X_UNIT
+    )
     at = _pixel_at(cols, x_c, x_t, x_h, x_w, KT, KH, KW, C1, W1, X_UNIT)
     mask = (rows < height)[:, None] & (cols < columns)[None, :]
     tl.store(DX + row_at[:, None] + at[None, :], acc.to(DX.dtype.element_ty), mask=mask)
@@ -128,7 +142,7 @@ def patch_grad_weight(
     GRAD, X, DW, x_b, x_c, x_t, x_h, x_w, tokens, grid_h, grid_w, height, columns, depth,
     row_blocks, column_blocks, length,
     KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, C1: tl.constexpr, W1: tl.constexpr,
-    X_UNIT: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    EVENLY: tl.constexpr, X_UNIT: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """DW[part] = GRAD^T @ patches over ``length`` of the height tokens. depth: of a patch."""
@@ -148,7 +162,9 @@ def patch_grad_weight(
             GRAD + ms.to(tl.int64)[:, None] * columns + rows[None, :],
             mask=inside & (rows < columns)[None, :], other=0.0,
         )  # fmt: skip
-        base = _patch_at(ms, tokens, grid_h, grid_w, x_b, x_t, x_h, x_w, KT, KH, KW, W1, X_UNIT)
+        base = _patch_at(
+            ms, tokens, grid_h, grid_w, x_b, x_t, x_h, x_w, KT, KH, KW, W1, EVENLY, X_UNIT
+        )
         x = tl.load(X + base[:, None] + at, mask=inside & (cols < depth)[None, :], other=0.0)
         acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
     to = DW + part.to(tl.int64) * columns * depth
@@ -166,17 +182,26 @@ def _images(x, weight):
     return x.transpose(1, 2)[:, :, None, None, :], (1, 1, 1)
 
 
+def _to_flatten(x, weight):
+    """Whether x is pixels on a device that would gather them one by one: it is copied then."""
+    return x.dim() == weight.dim() and x.dim() > 3 and not tuning.gathers(x.device)
+
+
 def _layout(x, kernel):
     """Kernel arguments for the pixels of x: (numbers, constexprs, patches of an image)."""
     strides = [s if n > 1 else 0 for s, n in zip(x.stride(), x.shape, strict=True)]
     grid = [n // k for n, k in zip(x.shape[2:], kernel, strict=True)]
     inner = {"C1": x.stride(1) == 1, "W1": x.stride(4) == 1}
     b, c, t, h, w = strides
-    step = unit(b, *(() if inner["C1"] else (c,)), t, h)
-    kt, kh, kw = kernel
-    flags = {"KT": kt, "KH": kh, "KW": kw, **inner, "X_UNIT": step}
     tokens = grid[0] * grid[1] * grid[2]
-    return [*in_units(step, (b, c, t, h)), w, tokens, grid[1], grid[2]], flags, tokens
+    # flattened patches, their rows in one run
+    evenly = inner["C1"] and tokens == grid[2] and (x.shape[0] == 1 or b == tokens * w)
+    evenly = evenly and kernel == (1, 1, 1)
+    step = unit(b, *(() if inner["C1"] else (c,)), t, h, *((w,) if evenly else ()))
+    kt, kh, kw = kernel
+    flags = {"KT": kt, "KH": kh, "KW": kw, **inner, "EVENLY": evenly, "X_UNIT": step}
+    numbers = [*in_units(step, (b, c, t, h)), w // step if evenly else w]
+    return [*numbers, tokens, grid[1], grid[2]], flags, tokens
 
 
 def _tile(kernel, x, height, columns, parts=1):
@@ -195,6 +220,8 @@ def patch_embed(x, weight, bias, pos_embed):
         return NotImplemented
     if bias is not None and bias.dtype != x.dtype:
         return NotImplemented
+    if _to_flatten(x, weight):
+        x = as_patches(x, weight)
     images, kernel = _images(x, weight)
     numbers, flags, tokens = _layout(images, kernel)
     weight = weight.flatten(1)
@@ -242,6 +269,14 @@ def patch_embed_backward(grad, x, weight, pos_embed, mask):
 
 
 def _grad_x(rows, x, weight):
+    if _to_flatten(x, weight):
+        dpatches = _grad_x(rows, rows.new_empty(rows.shape[0], weight[0].numel()), weight)
+        if dpatches is NotImplemented:
+            return NotImplemented
+        dx = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        to = as_windows(dx, weight)
+        to.copy_(dpatches.reshape(to.shape))
+        return dx
     dx = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     images, kernel = _images(dx, weight)
     numbers, flags, _ = _layout(images, kernel)
@@ -265,6 +300,8 @@ _LENGTH, _PART_ELEMENTS = 512, 1 << 24
 
 
 def _grad_weight(rows, x, weight):
+    if _to_flatten(x, weight):
+        x = as_patches(x, weight)
     images, kernel = _images(x, weight)
     if kernel == (1, 1, 1) and x.dim() != weight.dim():
         return (rows.T @ x.reshape(rows.shape[0], -1)).reshape(weight.shape)

@@ -70,9 +70,14 @@ SM90 = {
     **_gemm((128, 128, 64, 8, 3), _FULL_GEMM),
     **_narrow((128, 64, 64, 8, 3)),
 }
-# the tiles of Hopper, but for 128 keys at a time, which spill when causal
+# the tiles of Hopper, but for 128 keys at a time, which spill when causal, and for the gradients
 SM100 = {
     **SM90,
+    **_attention(
+        [],
+        [(True, _to(128), 64, 64, 8, 2), (True, _to(256), 32, 32, 8, 1), *_FULL_DQ],
+        [(True, _to(128), 32, 64, 8, 2), (True, _to(256), 32, 64, 8, 2), *_FULL_DKDV],
+    ),
     "attention": [
         (limits, {**tile, "BN": min(tile["BN"], 64)}) for limits, tile in SM90["attention"]
     ],
@@ -115,11 +120,14 @@ ASCEND = {
     **_attention(
         [
             (True, _to(128, "few"), 16, 64, 0, 0),
+            (True, _to(128, "padded"), 64, 32, 0, 0),
             (True, _to(128), 64, 64, 0, 0),
             (False, _to(128), 32, 32, 0, 0),
         ],
-        [(True, _to(128), 64, 64, 0, 0), (False, _to(128), 32, 32, 0, 0)],
+        [(True, _to(128), 64, 32, 0, 0), (False, _to(128), 32, 32, 0, 0)],
         [(True, _to(128), 64, 64, 0, 0), (False, _to(128), 32, 32, 0, 0)],
     ),
     **_gemm((128, 128, 64, 0, 0), (64, 64, 32, 0, 0)),
+    # the position embedding needs room beside the sum
+    "patch_forward": _gemm((64, 128, 64, 0, 0), (64, 64, 32, 0, 0))["patch_forward"],
 }

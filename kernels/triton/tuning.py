@@ -100,6 +100,11 @@ def programs(device, tiles):
     return min(tiles, _ASCEND_CORES) if target(device) == "ascend910b" else tiles
 
 
+def gathers(device):
+    """False where addresses that are not evenly spaced mean an access per element, as on Ascend."""
+    return target(device) != "ascend910b"
+
+
 def too_many(device, count):
     """True if ``count`` programs, each with one task, cannot be started."""
     return target(device) == "ascend910b" and count > _ASCEND_PROGRAMS

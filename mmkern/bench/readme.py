@@ -44,7 +44,7 @@ def bench_table(found, short=False):
     rows = [row for row in found["rows"] if row["kind"] != "overhead"]
     if short:
         quick = {w.id for w in WORKLOADS if w.quick}
-        rows = [r for r in rows if r["kind"] == "model" or _workload_id(r) in quick]
+        rows = [r for r in rows if r["function"] == "model" or _workload_id(r) in quick]
     dtypes = [d for d in tables.SHORT if any(row["dtype"] == d for row in rows)]
     head = [
         "op",

@@ -26,17 +26,17 @@ def _grid(x, weight):
     return [size // k for size, k in zip(x.shape[2:], weight.shape[2:], strict=True)]
 
 
-def _windows(x, weight):
+def as_windows(x, weight):
     """Pixels (B, Cin, *space) as a view (B, *grid, Cin, *kernel): one window per patch."""
     for dim, (n, k) in enumerate(zip(_grid(x, weight), weight.shape[2:], strict=True), 2):
         x = x.narrow(dim, 0, n * k).unfold(dim, k, k)
     return x.movedim(1, x.dim() - weight.dim() + 1)
 
 
-def _patches(x, weight):
+def as_patches(x, weight):
     """Pixels (B, Cin, *space) to patches (B, N, K), in raster order."""
     tokens = math.prod(_grid(x, weight))
-    return _windows(x, weight).reshape(x.shape[0], tokens, weight[0].numel())
+    return as_windows(x, weight).reshape(x.shape[0], tokens, weight[0].numel())
 
 
 def reference(x, weight, bias, pos_embed):
@@ -61,11 +61,11 @@ def backward_reference(grad, x, weight, pos_embed, mask):
             grads[0] = dpatches
         else:
             grads[0] = torch.zeros_like(x, memory_format=torch.contiguous_format)
-            windows = _windows(grads[0], weight)
+            windows = as_windows(grads[0], weight)
             windows.copy_(dpatches.reshape(windows.shape))
     rows = grad.flatten(0, -2)
     if mask[1]:
-        patches = x if _flattened(x, weight) else _patches(x, weight)
+        patches = x if _flattened(x, weight) else as_patches(x, weight)
         grads[1] = (rows.T @ patches.flatten(0, -2)).reshape(weight.shape)
     if mask[2]:
         grads[2] = accumulate(rows).sum(0).to(grad.dtype)

@@ -1,0 +1,68 @@
+"""The Triton kernels as triton-ascend lowers them, run on the CPU, by the accuracy rule.
+
+In .venv-ascend alone: make ascend-check. Tiles are those of Ascend 910B.
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accuracy import check_forward, check_gradients
+from cases import CASES, T
+from on_triton import Guards, run_ops_on_triton
+from triton.runtime.jit import JITFunction
+
+from mmkern.kernels import triton as kernels
+from mmkern.kernels.triton import tuning
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import ascend_compiler
+import ascend_cpu
+
+MOST = 1 << 17
+#: 1536 float32 terms, which the loops here add one by one: twice the error of a blocked sum
+ONE_BY_ONE = {("patch_embed-qwen_flat", torch.float32)}
+FULL = os.environ.get("MMKERN_ASCEND_FULL") == "1"
+CHOSEN = [
+    case
+    for case in CASES
+    if case.op in kernels.OPS
+    and (FULL or "smoke" in case.tags)
+    and all(math.prod(v.shape) <= MOST for v in case.args.values() if isinstance(v, T))
+]
+dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"]
+)
+cases = pytest.mark.parametrize("case", CHOSEN, ids=lambda c: c.id)
+
+
+@pytest.fixture(autouse=True)
+def lowered(monkeypatch):
+    if ascend_cpu.missing():
+        pytest.fail(ascend_cpu.missing())
+    ascend_compiler.install(to_hivm=False)
+    monkeypatch.setattr(JITFunction, "run", ascend_cpu.launcher(JITFunction.run))
+    run_ops_on_triton(monkeypatch)
+    with tuning.use_target("ascend910b"):
+        yield
+
+
+@dtypes
+@cases
+def test_forward(case, dtype):
+    if (case.id, dtype) in ONE_BY_ONE:
+        pytest.skip("a long float32 sum, one by one")
+    guards = Guards()
+    check_forward(case, {n: guards(v) for n, v in case.make(dtype).items()})
+    guards.check()
+
+
+@dtypes
+@cases
+def test_gradients(case, dtype):
+    guards = Guards()
+    check_gradients(case, {n: guards(v) for n, v in case.make(dtype).items()})
+    guards.check()
