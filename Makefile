@@ -27,11 +27,22 @@ build: $(VENV)/installed ## build the C++ extension (again, where a source chang
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 test: build ## run the tests
-	$(BIN)/python -m pytest tests -q --durations=10
+	$(BIN)/python -m pytest tests -q --durations=10 --ignore tests/test_ascendc.py \
+	  --ignore-glob 'tests/test_twin*'
 
 # A process of its own: Triton reads the variable once, when it is imported.
 triton-test: build ## the Triton kernels in Triton's interpreter, without a GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton*.py -q --durations=5
+
+# The twin of AscendC needs a C++ compiler alone.
+.PHONY: twin-tests twin-check twin-examples
+twin-tests: $(VENV)/installed ## the AscendC twin: instructions, rules, faults planted in the kernels
+	$(BIN)/python -m pytest -q $(wildcard tests/test_twin*.py)
+	$(BIN)/python tests/twin_mutations.py
+twin-check: twin-tests
+
+twin-examples: $(VENV)/installed ## public AscendC examples on the twin: make twin-examples DEVKIT=<checkout of asc-devkit>
+	$(BIN)/python benchmarks/twin_examples.py $(DEVKIT)
 
 # One target of each compiler: sm_100 alone takes longer than these.
 gpu-gate: $(VENV)/installed ## compile every Triton kernel for two GPUs, without one, and compare
@@ -40,6 +51,29 @@ gpu-gate: $(VENV)/installed ## compile every Triton kernel for two GPUs, without
 .PHONY: gpu-gate-full
 gpu-gate-full: $(VENV)/installed ## the same for all four
 	$(BIN)/python benchmarks/gpu_gate.py --check
+
+# A process of its own, because the first test compiles the kernels and the twin for a minute or two.
+.PHONY: twin-check ascendc-headers
+twin-check: $(VENV)/installed ## the AscendC kernels on the CPU, on a twin of their API
+	$(BIN)/python -m pytest tests/test_ascendc.py -q --durations=5
+
+ascendc-headers: $(VENV)/installed ## type-check the AscendC kernels: make ascendc-headers DEVKIT=<checkout of asc-devkit>
+	$(BIN)/python benchmarks/ascendc_headers.py $(or $(DEVKIT),$(error set DEVKIT to a checkout of asc-devkit))
+
+# Ascend's compiler is what remains: kernels_npu.cpp and the linking.
+NPU_HEADERS := build/torch_npu
+.PHONY: ascendc-host npu-check
+ascendc-host: $(VENV)/installed ## type-check the NPU host code against torch_npu's headers, which pip fetches
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(NPU_HEADERS) torch_npu
+	cd $(NPU_HEADERS) && for w in torch_npu-*.whl; do $(PYTHON) -m zipfile -e $$w .; done
+	for f in attention device device_npu mlp modulate patch_embed; do \
+	  $${CXX:-g++} -std=c++20 -fsyntax-only -Icsrc $$($(BIN)/python -c 'from torch.utils.cpp_extension \
+	    import include_paths as p; print(*(f"-isystem {d}" for d in p()))') \
+	    -isystem $(NPU_HEADERS)/torch_npu/include -isystem $(NPU_HEADERS)/torch_npu/include/third_party/acl/inc \
+	    csrc/ascendc/$$f.cpp || exit 1; done
+
+npu-check: $(VENV)/installed ## on an Ascend NPU: correctness, times against torch_npu's fused ops
+	$(BIN)/python benchmarks/npu_check.py
 
 # Two Tritons share one import name, so Ascend's has an environment of its own.
 ASCEND := .venv-ascend
@@ -91,9 +125,10 @@ TABLES := $(BIN)/python -m mmkern.bench.readme
 results: bench-full ## measure again, and write the committed results and the tables made from them
 	$(BIN)/python -m pytest tests/test_accuracy.py -q --junit-xml out/cpu.xml
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py -q --junit-xml out/triton.xml
+	$(BIN)/python -m pytest tests/test_ascendc.py -q --junit-xml out/ascendc.xml
 	cp out/bench-full/results.json $(RESULTS)/cpu.json
-	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml $(RESULTS)/cpu.json \
-	  --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
+	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml out/ascendc.xml \
+	  $(RESULTS)/cpu.json --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
 	$(TABLES) $(RESULTS)/cpu.json README.md --short
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md
@@ -107,9 +142,9 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
+	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check
-	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .

@@ -1,0 +1,165 @@
+"""Runs AscendC examples that others wrote on the twin: those of a checkout of CANN's asc-devkit.
+
+Each example's own host code runs, with ACL replaced by tests/twin/acl/acl.h and its launches by
+calls of the twin; the inputs and the verdict come from the example's own scripts. An example runs
+twice, with pipes early and late. Nothing of the checkout is copied into the project.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = "examples/01_simd_cpp_api"
+FLAGS = ("-std=c++17", "-O1", "-w", "-pthread")
+
+#: folder and scenario (None: it has one) of every example that uses what the twin models
+CHOSEN = [
+    ("00_introduction/01_add/add_tpipe_tque", None),
+    ("00_introduction/02_matrix/matmul_basic_api", None),
+    ("00_introduction/03_fusion_operation/matmul_leakyrelu_basic_api", None),
+]
+
+LAUNCH = re.compile(r"([\w:]+)\s*(<[^<>;]*>)?\s*<<<([^,>]+),[^>]*>>>\s*\(([^;]*)\);")
+KINDS = {"vector": "kAiv", "cube": "kAic", "AIV_ONLY": "kAiv", "AIC_ONLY": "kAic"}
+
+
+def kind_of(source: str, kernel: str) -> str:
+    """The KernelType that a kernel's qualifiers, or the statement in its body, ask for."""
+    head = re.search(rf"__global__([^;{{}}]*?)\bvoid\s+{kernel}\s*\(", source)
+    qualifiers = head[1] if head else ""
+    if mixed := re.search(r"__mix__\(\s*1\s*,\s*(\d)\s*\)", qualifiers):
+        return {"0": "kAic", "1": "kMix11"}.get(mixed[1], "kMix12")
+    for word in ("vector", "cube"):
+        if f"__{word}__" in qualifiers:
+            return KINDS[word]
+    stated = re.search(r"KERNEL_TYPE_(\w+)", source[head.end() :] if head else source)
+    if stated and stated[1].startswith("MIX_AIC_1_"):
+        return "kMix12" if stated[1].endswith("2") else "kMix11"
+    return KINDS.get(stated[1] if stated else "", "kAiv")
+
+
+def on_twin(source: str) -> str:
+    """The source with every launch turned into a call of the twin."""
+
+    def call(match: re.Match) -> str:
+        name, template, blocks, arguments = match.groups()
+        kernel = name + (template or "")
+        kind = kind_of(source, name.split("::")[-1])
+        return (
+            f'twin_acl::Run("{name}", ascendc_twin::KernelType::{kind}, {blocks}, '
+            f"[=] {{ {kernel}({arguments}); }});"
+        )
+
+    return LAUNCH.sub(call, source)
+
+
+def script_lines(readme: str, script: str, scenario: int | None) -> list[str] | None:
+    """The arguments that the README gives a script."""
+    found = re.search(rf"python3 [^\s]*{script}([^\n#`;]*)", readme)
+    if not found:
+        return None
+    number = "" if scenario is None else str(scenario)
+    return found[1].replace("$SCENARIO_NUM", number).split()
+
+
+def step(command: list[str], folder: Path, what: str, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    if done.returncode:
+        message = (done.stderr or done.stdout).strip().split("\n")
+        errors = [line for line in message if "error" in line.lower()] or message[-1:]
+        raise RuntimeError(f"{what}: {errors[0].strip()[:200]}")
+    return done.stdout
+
+
+def run(devkit: Path, name: str, scenario: int | None, root: Path) -> list[str]:
+    """Runs one example; returns the twin's findings, and raises what went wrong."""
+    folder = devkit / EXAMPLES / name
+    (source,) = folder.glob("*.asc")
+    readme = (folder / "README.md").read_text()
+    work = root / f"{name.replace('/', '_')}_{scenario}"
+    for part in ("input", "output"):
+        (work / part).mkdir(parents=True)
+    rewritten = work / "example.cpp"
+    rewritten.write_text(on_twin(source.read_text()))
+    defines = [] if scenario is None else [f"-DSCENARIO_NUM={scenario}", f"-DSCENARIO={scenario}"]
+    includes = [ROOT / "tests/twin", ROOT / "csrc/ascendc/twin", folder]
+    compiler = os.environ.get("CXX", "g++")
+    step(
+        [
+            compiler,
+            *FLAGS,
+            *defines,
+            *(f"-I{i}" for i in includes),
+            str(rewritten),
+            "-o",
+            "example",
+        ],
+        work,
+        "compile",
+    )
+    arguments = script_lines(readme, "gen_data.py", scenario)
+    if arguments is not None:
+        step([sys.executable, str(folder / "scripts/gen_data.py"), *arguments], work, "gen_data")
+    findings = []
+    for environment in ({}, {"TWIN_LATE": "1"}):
+        printed = step(["./example"], work, "run", **environment)
+        findings += [line for line in printed.split("\n") if line.startswith("twin: ")]
+        arguments = script_lines(readme, "verify_result.py", scenario)
+        if arguments is None:
+            raise RuntimeError("the example has no script that verifies its output")
+        step([sys.executable, str(folder / "scripts/verify_result.py"), *arguments], work, "verify")
+    return findings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("devkit", nargs="?", help="a checkout of asc-devkit")
+    parser.add_argument("--try-all", action="store_true", help="every example, listed or not")
+    arguments = parser.parse_args()
+    if not arguments.devkit or not (Path(arguments.devkit) / EXAMPLES).is_dir():
+        print(f"skipped: no checkout of asc-devkit with {EXAMPLES} was given")
+        return 0
+    devkit = Path(arguments.devkit).resolve()
+    chosen = CHOSEN
+    if arguments.try_all:
+        folders = sorted({p.parent for p in (devkit / EXAMPLES).glob("0[03]_*/**/*.asc")})
+        chosen = []
+        for folder in folders:
+            name = str(folder.relative_to(devkit / EXAMPLES))
+            many = "SCENARIO_NUM" in (folder / "CMakeLists.txt").read_text()
+            chosen += [(name, n) for n in (range(1, 12) if many else (None,))]
+    passed = 0
+    with tempfile.TemporaryDirectory(prefix="twin_examples_") as root:
+        for name, scenario in chosen:
+            shown = name if scenario is None else f"{name} ({scenario})"
+            try:
+                findings = run(devkit, name, scenario, Path(root))
+            except (RuntimeError, ValueError, OSError, subprocess.TimeoutExpired) as error:
+                print(f"FAILED  {shown}: {error}", flush=True)
+                continue
+            passed += not findings
+            print(
+                f"{'FOUND ' if findings else 'passed'}  {shown}",
+                *findings[:4],
+                sep="\n    ",
+                flush=True,
+            )
+    print(f"{passed} of {len(chosen)} examples gave their expected output without a finding")
+    return 0 if passed == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

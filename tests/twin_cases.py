@@ -1,0 +1,160 @@
+"""A small problem for each AscendC kernel, run on the twin without torch or the host code.
+
+Shapes have tails in every dimension, more tiles than slots, and more tasks than cores.
+"""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from twin_run import Library, Report, aligned, copied
+
+HALF, FLOAT = np.float16, np.float32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel, its type, its blocks and its arguments, made anew for each run."""
+
+    source: str
+    kernel: str
+    type: str
+    blocks: int
+    arguments: object  # a function without parameters: what Library.run takes
+
+    def run(self, library: Library, kernel: str = "", **options) -> tuple[Report, list[bytes]]:
+        """The report, and the bytes of every output. `kernel` stands in for the case's own."""
+        arguments = self.arguments()
+        name = kernel or self.kernel
+        report = library.run(name, *arguments, type=self.type, blocks=self.blocks, **options)
+        outputs = [
+            a[1].tobytes() for a in arguments if isinstance(a, tuple) and a[0] in ("out", "inout")
+        ]
+        return report, outputs
+
+
+def values(seed: int, *shape: int, dtype=HALF) -> tuple[str, np.ndarray]:
+    return "in", copied(np.random.default_rng(seed).normal(0, 1, shape).astype(dtype))
+
+
+def empty(*shape: int, dtype=HALF, role="out") -> tuple[str, np.ndarray]:
+    return role, aligned(shape, dtype)
+
+
+def up(x: int, to: int) -> int:
+    return -(-x // to) * to
+
+
+BATCH, TOKENS, COLUMNS = 3, 7, 72
+
+
+def modulate_tiling(norm: int, grads: int, chunk: int, rows: int) -> bytes:
+    """As ModulateTiling; rows of x lie COLUMNS apart, of the branch 8 further."""
+    vector = struct.pack("<qqii", COLUMNS, 0, TOKENS, 1)
+    none = struct.pack("<qqii", 0, 0, 1, 0)
+    strides = struct.pack("<4q", TOKENS * COLUMNS, COLUMNS, TOKENS * (COLUMNS + 8), COLUMNS + 8)
+    sizes = (BATCH, TOKENS, TOKENS, chunk, rows, COLUMNS, up(COLUMNS, 16), norm, 2, 1, grads, grads)
+    return strides + vector * 3 + none * 2 + struct.pack("<12ifi", *sizes, 1e-5, 0)
+
+
+def modulate():
+    vectors = [values(i, BATCH, COLUMNS) for i in (3, 4, 5)]
+    return [
+        values(1, BATCH, TOKENS, COLUMNS),
+        values(2, BATCH, TOKENS, COLUMNS + 8),
+        *vectors,
+        None,
+        None,
+        empty(BATCH, TOKENS, COLUMNS),
+        empty(BATCH, TOKENS, COLUMNS),
+        modulate_tiling(norm=1, grads=0, chunk=4, rows=3),
+    ]
+
+
+def modulate_backward():
+    rows = (BATCH, TOKENS, COLUMNS)
+    return [
+        values(1, *rows),
+        values(2, *rows),
+        values(3, *rows),
+        values(4, BATCH, TOKENS, COLUMNS + 8),
+        values(5, BATCH, COLUMNS),
+        values(6, BATCH, COLUMNS),
+        None,
+        empty(*rows),
+        empty(*rows),
+        empty(BATCH * 2, 3, COLUMNS, dtype=FLOAT),
+        modulate_tiling(norm=1, grads=1, chunk=4, rows=3),
+    ]
+
+
+def linear_tiling(m, n, k, tile_m, tile_n, activation, saves, pos_rows=0) -> bytes:
+    kind = 1 if pos_rows else 0
+    return struct.pack(
+        "<3q8i2q", m, k, k, n, k, tile_m, tile_n, activation, 1, saves, kind, pos_rows, n
+    )
+
+
+def ring(blocks: int, tile_m: int, tile_n: int):
+    return empty(blocks * 2 * tile_m * tile_n, dtype=FLOAT, role="workspace")
+
+
+def linear():
+    m, n, k = 65, 168, 328
+    return [
+        values(1, m, k),
+        values(2, n, k),
+        values(3, n),
+        empty(m, n),
+        empty(m, n),
+        ring(2, 32, 64),
+        linear_tiling(m, n, k, 32, 64, activation=1, saves=1),
+    ]
+
+
+def patch_embed():
+    channels, height, width, patch, n = 3, 24, 20, 4, 40
+    m, k = height // patch * (width // patch), channels * patch * patch
+    strides = (channels * height * width, height * width, 0, width)
+    grid = (1, height // patch, width // patch, channels, 1, patch, patch, 0)
+    return [
+        values(1, channels, height, width),
+        values(2, n, k),
+        values(3, n),
+        values(4, 12, n),
+        empty(m, n),
+        ring(2, 16, 64),
+        linear_tiling(m, n, k, 16, 64, activation=0, saves=0, pos_rows=12),
+        struct.pack("<4q8i", *strides, *grid),
+    ]
+
+
+def attention():
+    heads, queries, keys, dim = 2, 140, 300, 72
+    row, blocks = heads * dim, 2
+    one_ring = 2 * 128 * (128 * 4 + 128 * 2 + up(dim, 16) * 4)
+    strides = (queries * row, row, dim, keys * row, row, dim, keys * row, row, dim, 0, one_ring)
+    sizes = (1, heads, heads, queries, keys, queries, dim, dim, -1, 0, 0, 0)
+    return [
+        values(1, queries, heads, dim),
+        values(2, keys, heads, dim),
+        values(3, keys, heads, dim),
+        None,
+        None,
+        None,
+        empty(queries, heads, dim),
+        empty(heads, queries, dtype=FLOAT),
+        empty(blocks * one_ring, dtype=np.uint8, role="workspace"),
+        struct.pack("<11q12ifi", *strides, *sizes, dim**-0.5, 0),
+    ]
+
+
+CASES = {
+    "modulate": Case("modulate.cpp", "mmkern_modulate_float16", "aiv", 4, modulate),
+    "modulate_backward": Case(
+        "modulate_backward.cpp", "mmkern_modulate_backward_float16", "aiv", 4, modulate_backward
+    ),
+    "linear": Case("mlp.cpp", "mmkern_linear_float16", "mix12", 2, linear),
+    "patch_embed": Case("patch_embed.cpp", "mmkern_patch_embed_float16", "mix12", 2, patch_embed),
+    "attention": Case("attention.cpp", "mmkern_attention_float16", "mix12", 2, attention),
+}
