@@ -155,6 +155,7 @@ def test_report_and_markdown_say_what_changed(found):
             and "-20.0 %" in page
             and "1.50 -> 1.20" in page.replace("-&gt;", "->")
         )
+    assert "overhead" not in html[html.index("Changes since") : html.index("<h2>At a glance")]
     assert "only before: glu lost" in html and "only after: glu renamed" in html
 
 

@@ -13,9 +13,10 @@ HEAD = ("row", "dtype", "mmkern ms", "vs eager", "vs compile", "change")
 
 
 def changes(before, after):
-    """The texts under HEAD, for each row that both have."""
+    """The texts under HEAD, for each row that both have; those of overheads have no ratio."""
     old, new = ({results.key(row): row for row in f["rows"]} for f in (before, after))
-    pairs = [(old[key], new[key]) for key in old if key in new]
+    common = [key for key in old if key in new and old[key]["kind"] != "overhead"]
+    pairs = [(old[key], new[key]) for key in common]
     return [_cells(*pair, _worst_change(*pair)) for pair in pairs]
 
 

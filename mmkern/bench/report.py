@@ -209,16 +209,15 @@ def _changes(before, found):
         return ""
     head = "".join(f"<th>{name}</th>" for name in compare.HEAD)
     body = "".join(_line(cells, "") for cells in compare.changes(before, found))
-    only = [
-        f"{text}: {results.label(row)} {row['dtype']}"
-        for text, row in compare.unshared(before, found)
-    ]
+    only = {"only before": [], "only after": []}
+    for text, row in compare.unshared(before, found):
+        only[text].append(f"{results.label(row)} {row['dtype']}")
     since = f"{before['environment']['date']}, {before['environment']['commit']}"
     return (
         f'<h2>Changes since {escape(since)}</h2><div class="scroll"><table><tr>{head}</tr>{body}'
         '</table></div><p class="small">Before &rarr; after. The change is that of the ratio that '
         "fell most: ratios were measured within each run, milliseconds at different times.</p>"
-        + (_list(only) if only else "")
+        + _list([f"{text}: {', '.join(names)}" for text, names in only.items() if names])
     )
 
 
