@@ -194,7 +194,7 @@ def _info(args):
         build = ", ".join(f"{key} {value}" for key, value in native.build_info().items())
         console.print(f"build: {build}", markup=False, highlight=False)
     table = Table()
-    table.add_column("op")
+    table.add_column("op", no_wrap=True)
     kernels = mmkern.info()
     backends = list(dict.fromkeys(name for row in kernels.values() for name in row))
     for backend in backends:
