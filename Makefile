@@ -27,7 +27,8 @@ build: $(VENV)/installed ## build the C++ extension (again, where a source chang
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 test: build ## run the tests
-	$(BIN)/python -m pytest tests -q --durations=10 --ignore-glob 'tests/test_twin*'
+	$(BIN)/python -m pytest tests -q --durations=10 --ignore tests/test_ascendc.py \
+	  --ignore-glob 'tests/test_twin*'
 
 # A process of its own: Triton reads the variable once, when it is imported.
 triton-test: build ## the Triton kernels in Triton's interpreter, without a GPU
@@ -50,6 +51,29 @@ gpu-gate: $(VENV)/installed ## compile every Triton kernel for two GPUs, without
 .PHONY: gpu-gate-full
 gpu-gate-full: $(VENV)/installed ## the same for all four
 	$(BIN)/python benchmarks/gpu_gate.py --check
+
+# A process of its own, because the first test compiles the kernels and the twin for a minute or two.
+.PHONY: twin-check ascendc-headers
+twin-check: $(VENV)/installed ## the AscendC kernels on the CPU, on a twin of their API
+	$(BIN)/python -m pytest tests/test_ascendc.py -q --durations=5
+
+ascendc-headers: $(VENV)/installed ## type-check the AscendC kernels: make ascendc-headers DEVKIT=<checkout of asc-devkit>
+	$(BIN)/python benchmarks/ascendc_headers.py $(or $(DEVKIT),$(error set DEVKIT to a checkout of asc-devkit))
+
+# Ascend's compiler is what remains: kernels_npu.cpp and the linking.
+NPU_HEADERS := build/torch_npu
+.PHONY: ascendc-host npu-check
+ascendc-host: $(VENV)/installed ## type-check the NPU host code against torch_npu's headers, which pip fetches
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(NPU_HEADERS) torch_npu
+	cd $(NPU_HEADERS) && for w in torch_npu-*.whl; do $(PYTHON) -m zipfile -e $$w .; done
+	for f in attention device device_npu mlp modulate patch_embed; do \
+	  $${CXX:-g++} -std=c++20 -fsyntax-only -Icsrc $$($(BIN)/python -c 'from torch.utils.cpp_extension \
+	    import include_paths as p; print(*(f"-isystem {d}" for d in p()))') \
+	    -isystem $(NPU_HEADERS)/torch_npu/include -isystem $(NPU_HEADERS)/torch_npu/include/third_party/acl/inc \
+	    csrc/ascendc/$$f.cpp || exit 1; done
+
+npu-check: $(VENV)/installed ## on an Ascend NPU: correctness, times against torch_npu's fused ops
+	$(BIN)/python benchmarks/npu_check.py
 
 # Two Tritons share one import name, so Ascend's has an environment of its own.
 ASCEND := .venv-ascend
@@ -83,14 +107,28 @@ bench-quick: build ## the same, short
 bench-full: build ## the same, every workload in every dtype, in about ten minutes
 	$(BIN)/mmkern bench --full --output out/bench-full
 
+# Noise voids the job and exits 0; the margin is wide because two builds differ by a few percent
+# through where their code lies.
+.PHONY: speed-gate instructions gate-power
+speed-gate: build ## fail where this tree is slower than the last commit of main; a few cases
+	$(BIN)/mmkern compare previous . --quick --margin 10 --seconds 150 --output out/compare.json
+
+instructions: build ## fail where a CPU kernel executes more instructions than its committed count
+	$(BIN)/python benchmarks/instructions.py --check
+
+gate-power: build ## measure again how often the gate is right, in about half an hour
+	$(BIN)/python benchmarks/gate_power.py
+	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md
+
 RESULTS := benchmarks/results
 TABLES := $(BIN)/python -m mmkern.bench.readme
 results: bench-full ## measure again, and write the committed results and the tables made from them
 	$(BIN)/python -m pytest tests/test_accuracy.py -q --junit-xml out/cpu.xml
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py -q --junit-xml out/triton.xml
+	$(BIN)/python -m pytest tests/test_ascendc.py -q --junit-xml out/ascendc.xml
 	cp out/bench-full/results.json $(RESULTS)/cpu.json
-	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml $(RESULTS)/cpu.json \
-	  --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
+	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml out/ascendc.xml \
+	  $(RESULTS)/cpu.json --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
 	$(TABLES) $(RESULTS)/cpu.json README.md --short
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md
@@ -105,6 +143,8 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
 	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
+	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
+	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .

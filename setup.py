@@ -3,10 +3,13 @@
 MMKERN_NO_EXT=1    install without the extension (every op then runs its PyTorch reference)
 MMKERN_SANITIZE=1  build with address and undefined-behaviour sanitizers, in its own build folder
 MAX_JOBS           compilers at a time (default: ninja's)
+ASCEND_HOME_PATH   CANN, as its set_env.sh says: mmkern._ascendc, the AscendC kernels, is built too
+SOC_VERSION        of the NPU, as Ascend910B2 (default: the one that is there)
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -123,6 +126,73 @@ def compile_objects(build_dir):
     return [str(path) for path in objects]
 
 
+def cann():
+    """(folder, major version) of the CANN that is set up in this shell, or None."""
+    home = os.environ.get("ASCEND_HOME_PATH")
+    if not home:
+        return None
+    for path in ("compiler/version.info", "version.info", "ascend_toolkit_install.info"):
+        file = Path(home, path)
+        match = file.exists() and re.search(r"(?im)^version\s*=\s*\D?(\d+)\.", file.read_text())
+        if match:
+            return Path(home), int(match[1])
+    sys.exit(f"mmkern: ASCEND_HOME_PATH is {home!r}, where no version.info of CANN was found.")
+
+
+def run(*command):
+    if subprocess.run([str(part) for part in command]).returncode:
+        sys.exit(f"mmkern: building the AscendC kernels failed in {command[0]}, see above.")
+
+
+def soc_version():
+    """The NPU's name for CANN 8.x."""
+    if "SOC_VERSION" in os.environ:
+        return os.environ["SOC_VERSION"]
+    import torch
+
+    if torch.npu.device_count() == 0:
+        sys.exit("mmkern: no NPU is here to ask for its name: set SOC_VERSION, as Ascend910B2.")
+    return torch.npu.get_device_name(0)
+
+
+def build_ascendc(home, major, build_dir):
+    """mmkern/_ascendc.so: the AscendC kernels by Ascend's compiler, and their host code."""
+    import torch
+    import torch_npu
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    source, npu = ROOT / "csrc/ascendc", Path(torch_npu.__file__).parent
+    build_dir.mkdir(parents=True, exist_ok=True)
+    kernels = "libmmkern_ascendc_kernels.so"
+    if major >= 9:
+        flags = ["-x", "asc", "--npu-arch=dav-2201", "-shared", "-fPIC", "-std=c++17", "-O2"]
+        flags += [f"-DMMKERN_CANN_MAJOR={major}", source / "kernels_npu.cpp"]
+        run("bisheng", *flags, "-o", build_dir / kernels)
+    else:
+        defines = [f"-DASCEND_CANN_PACKAGE_PATH={home}", f"-DSOC_VERSION={soc_version()}"]
+        run("cmake", "-S", source, "-B", build_dir, *defines)
+        run("cmake", "--build", build_dir)
+        found = next((p for p in build_dir.rglob(kernels) if p.parent != build_dir), None)
+        if found:
+            shutil.copy2(found, build_dir)
+    objects = []
+    headers = [*include_paths(), npu / "include", npu / "include/third_party/acl/inc"]
+    headers += [home / "include"]
+    flags = ["-std=c++20", "-fPIC", "-O2", f"-I{ROOT / 'csrc'}"]
+    flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
+    for file in sorted(source.glob("*.cpp")):
+        if file.stem in ("kernels_npu", "device_twin"):
+            continue
+        objects.append(build_dir / f"{file.stem}.o")
+        isystem = [f for path in headers for f in ("-isystem", path)]
+        run(*compiler(), *flags, *isystem, "-c", file, "-o", objects[-1])
+    shutil.copy2(build_dir / kernels, ROOT / "mmkern")
+    folders = [*library_paths(), npu / "lib", home / "lib64", ROOT / "mmkern"]
+    libraries = [*(f"-L{path}" for path in folders), "-ltorch_npu", "-ltorch", "-ltorch_cpu"]
+    libraries += ["-lc10", "-lascendcl", f"-l:{kernels}", "-Wl,-rpath,$ORIGIN"]
+    run(*compiler(), "-shared", *objects, *libraries, "-o", ROOT / "mmkern/_ascendc.so")
+
+
 def extension():
     try:
         from torch.utils.cpp_extension import CppExtension
@@ -151,6 +221,8 @@ def extension():
         def build_extensions(self):
             ext.extra_objects = compile_objects(ROOT / self.build_temp)
             super().build_extensions()
+            if cann():
+                build_ascendc(*cann(), ROOT / self.build_temp / "ascendc")
 
     return {"ext_modules": [ext], "cmdclass": {"build_ext": Build}}
 

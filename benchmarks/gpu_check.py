@@ -226,11 +226,11 @@ def _moved(case, kwargs, grads):
     return cost.moved([v for n, v in kwargs.items() if n not in unread], [*outs, *grads])
 
 
-def times_of(case, dtype, backward, clock):
+def times_of(case, dtype, backward, clock, peers=gpu_shapes.peers):
     """The row of one case: {identity, contestants, errors, flops, bytes, difference}."""
     kwargs = case.make(dtype, clock.name)
     names = case.differentiable()
-    functions = {"mmkern": getattr(mmkern, case.function), **gpu_shapes.peers(case)}
+    functions = {"mmkern": getattr(mmkern, case.function), **peers(case)}
     calls, errors, results = _calls(functions, kwargs, names, backward)
     difference = _difference(results)
     outs = results.get("mmkern", ())

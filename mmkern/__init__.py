@@ -46,4 +46,5 @@ _functions = (
 #: The same functions in plain eager PyTorch: ``mmkern.reference.attention(...)`` and so on.
 reference = _Namespace(**{f.__name__: _library.plain(f) for f in _functions})
 _library.load_native()
+_library.load_ascendc()
 _library.load_triton()

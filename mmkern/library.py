@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ class Backend(NamedTuple):
 
     device: str
     missing: str | None
+    raw_ops: frozenset | None = None  # where two backends share a device; None: all of it
 
 
 class _State(threading.local):
@@ -114,9 +116,9 @@ def _distinct(args):
     return out
 
 
-def add_backend(name, device, missing=None):
+def add_backend(name, device, missing=None, raw_ops=None):
     """Announce a backend whose kernels run on ``device``; missing: why it has none."""
-    BACKENDS[name] = Backend(device, missing)
+    BACKENDS[name] = Backend(device, missing, raw_ops)
     for op in OPS.values():
         if has_kernel(op.name, name):
             op.kernels.add(device)
@@ -175,6 +177,26 @@ def load_native():
         add_backend("cpu", "cpu")
 
 
+#: the raw ops with an AscendC kernel: csrc/ascendc/device_npu.cpp
+ASCENDC_OPS = frozenset({"attention", "mlp", "modulate", "modulate_backward", "patch_embed"})
+
+
+def load_ascendc():
+    """Attach the AscendC kernels to NPUs, or note why there are none."""
+    path = Path(__file__).parent / "_ascendc.so"
+    missing = None
+    if not path.exists():
+        missing = "the AscendC kernels are not built (setup.py builds them where CANN is set up)"
+    elif getattr(torch, "npu", None) is None or torch.npu.device_count() == 0:
+        missing = "torch sees no npu device"
+    else:
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            missing = f"{path.name} does not load ({error})"
+    add_backend("ascendc", "npu", missing, ASCENDC_OPS)
+
+
 def load_triton():
     """Attach the Triton kernels to GPUs and to NPUs, or note why there are none."""
     backends = (("triton", "cuda", "CUDA"), ("triton_npu", "npu", "PrivateUse1"))
@@ -186,10 +208,12 @@ def load_triton():
         return
     for backend, device, key in backends:
         missing = triton.missing(device)
+        # a kernel in AscendC goes before one in Triton
+        free = frozenset(name for name in triton.RAW_OPS if not _has_kernel_at(name, key))
         if missing is None:
-            for name in triton.RAW_OPS:
+            for name in free:
                 attach(name, triton.attached(name), key)
-        add_backend(backend, device, missing)
+        add_backend(backend, device, missing, free)
 
 
 def info():
@@ -216,9 +240,16 @@ def _availability(op, backend):
         return False, backend.missing
     key = torch._C._dispatch_key_for_device(backend.device)
     for raw in (op, f"{op}_backward"):
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"mmkern::{raw}", key):
+        others = backend.raw_ops is not None and raw not in backend.raw_ops
+        if others and _has_kernel_at(raw, key):
+            return False, f"another backend's kernel of mmkern::{raw} runs"
+        if others or not _has_kernel_at(raw, key):
             return False, f"no {key} kernel for mmkern::{raw}; the reference runs"
     return True, key
+
+
+def _has_kernel_at(raw, key):
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mmkern::{raw}", key)
 
 
 def _report(name, args):
@@ -229,7 +260,7 @@ def _report(name, args):
     if tensor.device.type == "meta":
         return
     key = torch._C._dispatch_key_for_device(tensor.device.type)
-    has = torch._C._dispatch_has_kernel_for_dispatch_key(f"mmkern::{name}", key)
+    has = _has_kernel_at(name, key)
     reason = "the kernel does not take this case" if has else f"there is no {key} kernel"
     text = f"mmkern::{name} on {tensor.device.type} {tensor.dtype}: the reference ran, {reason}"
     if _state.forced is not None:

@@ -2,8 +2,10 @@
 
     python -m pytest tests/test_accuracy.py --junit-xml out/cpu.xml
     TRITON_INTERPRET=1 python -m pytest tests/test_triton.py --junit-xml out/triton.xml
-    python -m mmkern.bench.matrix out/cpu.xml out/triton.xml benchmarks/results/cpu.json \\
-        --gate benchmarks/results/gpu_gate.json -o benchmarks/results/matrix.json
+    python -m pytest tests/test_ascendc.py --junit-xml out/ascendc.xml
+    python -m mmkern.bench.matrix out/cpu.xml out/triton.xml out/ascendc.xml \\
+        benchmarks/results/cpu.json --gate benchmarks/results/gpu_gate.json \\
+        -o benchmarks/results/matrix.json
 
 Rungs: 0 none; 1 right in emulation; 2 compiles for the target; 3 its lowered code executed and
 right; 4 right on the hardware; 5 measured on the hardware against its peers. The reference is plain
@@ -23,6 +25,8 @@ from mmkern.bench import machine, results
 SCHEMA = "mmkern-matrix/1"
 #: the column of what Triton's interpreter ran; it stands for every target of the compile gate
 TRITON = "triton"
+#: the column of what the AscendC twin ran
+ASCENDC = "ascendc"
 #: a parameter of tests/test_accuracy.py -> the column that it proves
 COLUMNS = {"fallback": "reference", "dispatched": "cpu"}
 RUNGS = ("none", "emulated", "compiles", "lowered", "right", "measured")
@@ -30,7 +34,7 @@ _ID = re.compile(r"test_(?:forward|gradients)\[(?P<parameters>.*)\]")
 
 
 def count(junits):
-    """{(op, column): [passed, failed]} from JUnit files of test_accuracy.py and test_triton.py."""
+    """{(op, column): [passed, failed]} from JUnit files of the three tests named above."""
     counts = {}
     for junit in junits:
         for test in ElementTree.parse(junit).getroot().iter("testcase"):
@@ -38,8 +42,9 @@ def count(junits):
             if match is None or test.find("skipped") is not None:
                 continue
             parts = match["parameters"].split("-")
-            if test.get("classname", "").endswith("test_triton"):
-                column = TRITON
+            module = test.get("classname", "").rpartition(".")[2]
+            if module in ("test_triton", "test_ascendc"):
+                column = module.removeprefix("test_")
             else:
                 column = next((COLUMNS[part] for part in parts if part in COLUMNS), None)
             op = next((_raw(part) for part in parts if _raw(part) in mmkern.library.OPS), None)
@@ -68,6 +73,7 @@ def collect(junits, found, gate=None):
             rung = 0 if not right else 2 if op in compiled else 1
             column = f"{TRITON} {target}"
             cells[op][column] = {"rung": rung, "passed": passed, "failed": failed, "rows": 0}
+        cells[op][ASCENDC] = _emulated(op, counts)
     return {
         "schema": SCHEMA,
         "environment": {
@@ -77,6 +83,13 @@ def collect(junits, found, gate=None):
         },
         "ops": cells,
     }
+
+
+def _emulated(op, counts):
+    """The cell of AscendC: on the twin alone."""
+    passed, failed = counts.get((op, ASCENDC), (0, 0))
+    rung = int(passed > 0 and failed == 0)
+    return {"rung": rung, "passed": passed, "failed": failed, "rows": 0}
 
 
 def _native(op, column, counts, found):
@@ -121,6 +134,11 @@ def table(evidence):
         text += (
             " Triton kernels: 1 right in Triton's interpreter, 2 compile for the target besides, "
             "within its registers and shared memory; none has run on a GPU."
+        )
+    if ASCENDC in columns:
+        text += (
+            " AscendC kernels: 1 right on the twin of its API, on the CPU; none has run on an NPU. "
+            "Backward is the kernel's for modulate alone."
         )
     return "\n".join([*lines, "", text])
 

@@ -1,0 +1,143 @@
+"""What the twin estimates for the AscendC kernels: cycles per pipe, and what bounds each kernel.
+
+    python benchmarks/ascendc_estimate.py           # run, write the results and the table in docs
+    python benchmarks/ascendc_estimate.py --check   # fail where the table is another
+
+Each kernel runs on one cube core and its two vector cores (a kernel without products on two vector
+cores), on the share of a model's shape that one core has, tiles and loops being those of the whole
+chip. Busy cycles count an instruction at its published peak rate; the end is later where pipes wait
+for each other. What all cores together move is held against HBM besides, at 1.6 TB/s.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results/ascendc.json"
+DOCS = ROOT / "docs/ascend.md"
+BEGIN, END = "<!-- estimate:begin -->", "<!-- estimate:end -->"
+CLOCK, HBM, VECTOR_CORES, CUBE_PRODUCTS = 1.8e9, 1.6e12, 48, 4096
+
+
+def _randn(*shape):
+    return torch.randn(*shape, dtype=torch.bfloat16)
+
+
+def _runs(ops):
+    """{name: (what, call)}; calls run one kernel, or two alike."""
+    c = 1152
+    x, m, w = _randn(1, 64, c), [_randn(1, c) for _ in range(3)], _randn(512, c)
+    q, bias, none = _randn(1, 512, 1, 64), _randn(512), [None] * 3
+    return {
+        "modulate": (
+            "gate, LayerNorm, scale, shift; 64 tokens of 1152",
+            lambda: ops.modulate(x, x, *m, None, None, "layer", 1e-6),
+        ),
+        "modulate_backward": (
+            "the same; 64 tokens of 1152",
+            lambda: ops.modulate_backward(
+                x, x, x, x, *m, None, None, "layer", 1e-6, [True] * 5 + [False] * 2
+            ),
+        ),
+        "patch_embed": (
+            "16 x 16 x 3 pixels; 128 patches to 512",
+            lambda: ops.patch_embed(_randn(1, 3, 128, 256), _randn(512, 3, 16, 16), bias, None),
+        ),
+        "linear": (
+            "bias, GELU; 256 rows of 1152 to 512",
+            lambda: ops.mlp(
+                _randn(256, c), None, w, bias, _randn(512, 512), *none, "gelu", "none", 1e-6, 1,
+                False,
+            ),
+        ),
+        "attention": (
+            "one head of 64; 512 queries, 512 keys",
+            lambda: ops.attention(q, q, q, None, None, None, 0, 0, False, -1, -1, 0.125),
+        ),
+    }  # fmt: skip
+
+
+def _row(what, report):
+    """The slowest core of each kind, and what bounds it."""
+    busy = {}
+    for core in report["cores"]:
+        kind = "cube" if core["name"].startswith("aic") else "vector"
+        for pipe, cycles in core["busy_cycles"].items():
+            key = f"{kind} {pipe}"
+            busy[key] = max(busy.get(key, 0), round(cycles))
+    macs = sum(core["macs"] for core in report["cores"])
+    cubes = sum(core["name"].startswith("aic") for core in report["cores"]) or 1
+    end = round(report["cycles"])
+    return {
+        "what": what,
+        "end": end,
+        "busy": busy,
+        "cube_of_peak": macs / cubes / CUBE_PRODUCTS / end if macs else None,
+    }
+
+
+def measure():
+    """The rows of the table."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import ascendc_twin
+
+    ops, rows = ascendc_twin.ops(), {}
+    ops.configure(1, False, 0)
+    for name, (what, call) in _runs(ops).items():
+        ascendc_twin.take_reports()
+        call()
+        report = ascendc_twin.take_reports()[0]
+        assert not report["lines"], report["lines"]
+        rows[name] = _row(what, report)
+        if name.startswith("modulate"):
+            # read and written once, of HBM's speed the share of two vector cores
+            tensors = 4 if name == "modulate" else 6
+            moved = tensors * 64 * 1152 * 2
+            rows[name]["hbm"] = round(moved / (HBM / CLOCK / VECTOR_CORES * 2))
+        print(name, rows[name], flush=True)
+    return {"schema": "mmkern-ascendc/1", "kernels": rows}
+
+
+def table(results):
+    """The results as Markdown."""
+    lines = [
+        "| kernel, share of one core | end | busiest pipes, cycles | bound |",
+        "|---|---|---|---|",
+    ]
+    for name, row in results["kernels"].items():
+        busy = sorted(row["busy"].items(), key=lambda item: -item[1])
+        pipes = ", ".join(f"{pipe} {cycles}" for pipe, cycles in busy[:4])
+        pipe, cycles = busy[0]
+        bound = f"{pipe}: {cycles / row['end']:.0%} of the time"
+        if row["cube_of_peak"]:
+            bound += f"; cube at {row['cube_of_peak']:.0%} of its peak"
+        if "hbm" in row:
+            bound += f"; HBM alone would take {row['hbm']}, {row['hbm'] / row['end']:.0%}"
+        lines.append(f"| {name}: {row['what']} | {row['end']} | {pipes} | {bound} |")
+    return "\n".join(lines)
+
+
+def main():
+    """Run; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare, run and write nothing")
+    args = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if args.check else measure()
+    text = DOCS.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    new = f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
+    if args.check:
+        if new != text:
+            print(f"{DOCS}: its table is not what {RESULTS.name} makes")
+        return int(new != text)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    DOCS.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+// The vector cores' half of a linear layer: bias, position embedding and activation on tiles that
+// gemm.h leaves in the ring; the two vector cores of a cube core take half the rows each.
+#pragma once
+
+#include "activation.h"
+#include "gemm.h"
+#include "rows.h"
+
+namespace mmkern {
+
+constexpr int32_t kEpilogueRows = 16;  // 16 KiB of a full tile: what a move wants at least
+
+// Columns in 64s, all rows at once: rows of src and dst begin every src_pitch and dst_pitch
+// elements.
+template <class To, class From>
+__aicore__ inline void CastRows(LocalTensor<To> dst, LocalTensor<From> src, int32_t rows,
+                                int32_t cols, int32_t dst_pitch, int32_t src_pitch,
+                                AscendC::RoundMode mode) {
+  AscendC::UnaryRepeatParams strides(1, 1, static_cast<uint8_t>(dst_pitch * sizeof(To) / kBlock),
+                                     static_cast<uint8_t>(src_pitch * sizeof(From) / kBlock));
+  for (int32_t c = 0; c < cols; c += kRepeatFloats) {
+    AscendC::Cast(dst[c], src[c], mode, static_cast<uint64_t>(Min(kRepeatFloats, cols - c)),
+                  static_cast<uint8_t>(rows), strides);
+  }
+  VectorBarrier();
+}
+
+template <class T>
+class Epilogue {
+ public:
+  __aicore__ inline Epilogue(Address ring, Address bias, Address pos, Address z, Address y,
+                             const LinearTiling& tiling)
+      : bias_(bias), pos_(pos), t_(tiling) {
+    int32_t core = AscendC::GetBlockIdx() / 2;
+    ring_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(ring) +
+                          static_cast<int64_t>(core) * 2 * t_.tile_m * t_.tile_n);
+    z_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(z));
+    y_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(y));
+    int32_t elements = kEpilogueRows * AlignUp(t_.tile_n, 16);
+    pipe_.InitBuffer(tile_queue_, 2, elements * 4);
+    pipe_.InitBuffer(y_queue_, 2, elements * 2);
+    pipe_.InitBuffer(work_buffer_, 3 * elements * 4);
+    if (t_.saves) pipe_.InitBuffer(z_queue_, 2, elements * 2);
+    if (t_.pos_kind) pipe_.InitBuffer(pos_queue_, 1, elements * 4);
+    if (!t_.has_bias) return;
+    pipe_.InitBuffer(vector_queue_, 1, AlignUp(t_.tile_n, 16) * 4);
+    pipe_.InitBuffer(bias_buffer_, AlignUp(t_.tile_n, 16) * 4);
+  }
+
+  __aicore__ inline void Run() {
+    int64_t tiles = GemmTile::Count(t_);
+    int32_t done = 0, half = AscendC::GetSubBlockIdx(), column = -1;
+    for (int64_t i = AscendC::GetBlockIdx() / 2; i < tiles; i += AscendC::GetBlockNum()) {
+      GemmTile tile(t_, i);
+      if (t_.has_bias && tile.column != column) {
+        LoadVector<T>(bias_buffer_.template Get<float>(), Vector{bias_, tile.column, false}, tile.n,
+                      vector_queue_);
+        column = tile.column;
+      }
+      int32_t middle = CeilDiv(tile.m, 2), end = half ? tile.m : middle;
+      AscendC::CrossCoreWaitFlag(kTileReady);
+      for (int32_t row = half ? middle : 0; row < end;) {
+        int32_t rows = Rows(tile.row + row, end - row);
+        RunRows(tile, done % 2, row, rows);
+        row += rows;
+      }
+      AscendC::CrossCoreSetFlag<2, PIPE_MTE2>(kTileFree);
+      ++done;
+    }
+  }
+
+ private:
+  // Rows that one pass takes: position embeddings begin again after pos_rows.
+  __aicore__ inline int32_t Rows(int64_t row, int32_t left) const {
+    int32_t rows = Min(kEpilogueRows, left);
+    if (!t_.pos_kind) return rows;
+    int64_t until = t_.pos_rows - row % t_.pos_rows;
+    return until < rows ? static_cast<int32_t>(until) : rows;
+  }
+
+  __aicore__ inline void RunRows(const GemmTile& tile, int32_t slot, int32_t row, int32_t rows) {
+    int32_t pitch = AlignUp(tile.n, 8), count = rows * pitch;
+    Tile shape{rows, tile.n, pitch};
+    LocalTensor<float> c = LoadTile(tile, slot, row, shape);
+    int64_t at = (tile.row + row) * t_.n + tile.column;
+    if (t_.has_bias) RowsWithVector<AddOp>(c, bias_buffer_.template Get<float>(), shape);
+    if (t_.pos_kind == 2) AddPositions<float>(c, tile, row, shape);
+    if (t_.pos_kind == 1) AddPositions<T>(c, tile, row, shape);
+    if (t_.saves) Store(z_queue_, z_[at], c, shape);
+    Activate(t_.activation, c, work_buffer_.template Get<float>(), count);
+    Store(y_queue_, y_[at], c, shape);
+    tile_queue_.FreeTensor(c);
+  }
+
+  __aicore__ inline LocalTensor<float> LoadTile(const GemmTile& tile, int32_t slot, int32_t row,
+                                                const Tile& shape) {
+    LocalTensor<float> c = tile_queue_.template AllocTensor<float>();
+    uint32_t gap = (t_.tile_n - tile.n) * 4;
+    AscendC::DataCopyPad(
+        c, ring_[(slot * t_.tile_m + row) * t_.tile_n],
+        AscendC::DataCopyExtParams(static_cast<uint16_t>(shape.rows), tile.n * 4, gap, 0, 0),
+        AscendC::DataCopyPadExtParams<float>(true, 0, static_cast<uint8_t>(shape.pitch - tile.n),
+                                             0.0f));
+    tile_queue_.EnQue(c);
+    return tile_queue_.template DeQue<float>();
+  }
+
+  template <class P>
+  __aicore__ inline void AddPositions(LocalTensor<float> c, const GemmTile& tile, int32_t row,
+                                      const Tile& shape) {
+    constexpr int32_t kLine = kBlock / sizeof(P);
+    int32_t pitch = AlignUp(tile.n, kLine), count = shape.rows * shape.pitch;
+    int64_t at = (tile.row + row) % t_.pos_rows * t_.pos_stride + tile.column;
+    LoadRows<P>(pos_queue_, pos_, at, t_.pos_stride, Tile{shape.rows, tile.n, pitch});
+    LocalTensor<P> pos = pos_queue_.template DeQue<P>();
+    if constexpr (sizeof(P) == 4) {
+      AscendC::Add(c, c, pos, count);
+      VectorBarrier();
+    } else {
+      // the ends of rows, up to eight elements, are added too: zeros
+      LocalTensor<float> wide = work_buffer_.template Get<float>();
+      CastRows<float, P>(wide, pos, shape.rows, shape.pitch, shape.pitch, pitch,
+                         AscendC::RoundMode::CAST_NONE);
+      AscendC::Add(c, c, wide, count);
+      VectorBarrier();
+    }
+    pos_queue_.FreeTensor(pos);
+  }
+
+  __aicore__ inline void Store(AscendC::TQue<TPosition::VECOUT, 1>& queue, GlobalTensor<T> to,
+                               LocalTensor<float> c, const Tile& shape) {
+    LocalTensor<T> out = queue.template AllocTensor<T>();
+    CastRows<T, float>(out, c, shape.rows, shape.cols, AlignUp(shape.cols, 16), shape.pitch,
+                       AscendC::RoundMode::CAST_RINT);
+    queue.EnQue(out);
+    out = queue.template DeQue<T>();
+    AscendC::DataCopyPad(to, out,
+                         AscendC::DataCopyExtParams(static_cast<uint16_t>(shape.rows),
+                                                    shape.cols * 2, 0, (t_.n - shape.cols) * 2, 0));
+    queue.FreeTensor(out);
+  }
+
+  Address bias_, pos_;
+  LinearTiling t_;
+  GlobalTensor<float> ring_;
+  GlobalTensor<T> z_, y_;
+  AscendC::TPipe pipe_;
+  AscendC::TQue<TPosition::VECIN, 1> tile_queue_, pos_queue_, vector_queue_;
+  AscendC::TQue<TPosition::VECOUT, 1> y_queue_, z_queue_;
+  AscendC::TBuf<TPosition::VECCALC> work_buffer_, bias_buffer_;
+};
+
+}  // namespace mmkern

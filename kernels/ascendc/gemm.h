@@ -1,0 +1,211 @@
+// The cube core's half of a linear layer: tiles of a (m x k) times b (n x k) transposed, in
+// float32, into a ring of two tiles in global memory from which the two vector cores take them.
+//
+// Operands go to L1 in depths of 256, from there to L0A and L0B in depths of 64, both twice, so
+// that a depth is on its way while another is multiplied.
+#pragma once
+
+#include "linear_tiling.h"
+#include "shim.h"
+
+namespace mmkern {
+
+using AscendC::HardEvent;
+using AscendC::TPosition;
+
+constexpr uint16_t kTileReady = 0,
+                   kTileFree = 1;  // flags between the cube core and its vector cores
+constexpr int32_t kFractal = 256;  // elements of 16 x 16
+
+// Tile `index` of the product.
+struct GemmTile {
+  int64_t row;
+  int32_t column;
+  int32_t m;
+  int32_t n;
+
+  __aicore__ GemmTile(const LinearTiling& t, int64_t index) {
+    int64_t down = (t.m + t.tile_m - 1) / t.tile_m;
+    row = index % down * t.tile_m;
+    column = static_cast<int32_t>(index / down) * t.tile_n;
+    m = static_cast<int32_t>(t.m - row < t.tile_m ? t.m - row : t.tile_m);
+    n = Min(t.tile_n, t.n - column);
+  }
+  __aicore__ static int64_t Count(const LinearTiling& t) {
+    return (t.m + t.tile_m - 1) / t.tile_m * CeilDiv(t.n, t.tile_n);
+  }
+};
+
+// rows x depth elements of a row-major matrix into L1, in columns of 16 elements, `pitch` rows
+// long.
+template <class T>
+__aicore__ inline void LoadColumns(LocalTensor<T> dst, GlobalTensor<T> src, int32_t rows,
+                                   int32_t depth, int64_t stride, int32_t pitch) {
+  AscendC::Nd2NzParams p;
+  p.ndNum = 1;
+  p.nValue = static_cast<uint16_t>(rows);
+  p.dValue = static_cast<uint16_t>(depth);
+  p.srcNdMatrixStride = 0;
+  p.srcDValue = static_cast<uint16_t>(stride);
+  p.dstNzC0Stride = static_cast<uint16_t>(pitch);
+  p.dstNzNStride = 1;
+  p.dstNzMatrixStride = 0;
+  AscendC::DataCopy(dst, src, p);
+}
+
+// L1 to L0A: fractals row by row.
+template <class T>
+__aicore__ inline void LoadL0A(LocalTensor<T> dst, LocalTensor<T> src, int32_t m, int32_t depth) {
+  int32_t down = CeilDiv(m, 16), across = CeilDiv(depth, 16);
+  for (int32_t i = 0; i < down; ++i) {
+    AscendC::LoadData(dst[i * across * kFractal], src[i * kFractal],
+                      AscendC::LoadData2DParams(0, across, down, 0, 0, false, 0));
+  }
+}
+
+// L1 to L0B, of b as (n x k): fractals lie as L0B wants them.
+template <class T>
+__aicore__ inline void LoadL0B(LocalTensor<T> dst, LocalTensor<T> src, int32_t n, int32_t depth) {
+  int32_t fractals = CeilDiv(n, 16) * CeilDiv(depth, 16);
+  AscendC::LoadData(dst, src, AscendC::LoadData2DParams(0, fractals, 1, 0, 0, false, 0));
+}
+
+// c (+)= a * b. Products of few fractals need a barrier between two that add to one c.
+__aicore__ inline AscendC::MmadParams Product(int32_t m, int32_t n, int32_t k, bool first) {
+  AscendC::MmadParams p;
+  p.m = static_cast<uint16_t>(Max(m, 2));  // one row would be read as a vector
+  p.n = static_cast<uint16_t>(n);
+  p.k = static_cast<uint16_t>(k);
+  p.cmatrixInitVal = first;
+  return p;
+}
+
+// Rows that plain rows of a take in L1; one row is there twice, since a product has at least two.
+template <class T>
+struct PlainRows {
+  GlobalTensor<T> a;
+  GlobalTensor<T> b;
+
+  __aicore__ inline void Bind(Address a_base, Address b_base) {
+    a.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(a_base));
+    b.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(b_base));
+  }
+  __aicore__ inline int32_t Chunks(const LinearTiling& t) const { return CeilDiv(t.k, kDepthL1); }
+  __aicore__ inline int32_t Depth(const LinearTiling& t, int32_t chunk) const {
+    return Min(kDepthL1, t.k - chunk * kDepthL1);
+  }
+  __aicore__ inline void LoadA(LocalTensor<T> dst, const LinearTiling& t, const GemmTile& tile,
+                               int32_t chunk) {
+    int64_t at = tile.row * t.a_stride + static_cast<int64_t>(chunk) * kDepthL1;
+    int32_t pitch = AlignUp(tile.m, 16), depth = Depth(t, chunk);
+    LoadColumns<T>(dst, a[at], tile.m, depth, t.a_stride, pitch);
+    if (tile.m == 1) LoadColumns<T>(dst[16], a[at], 1, depth, t.a_stride, pitch);
+  }
+  __aicore__ inline void LoadB(LocalTensor<T> dst, const LinearTiling& t, const GemmTile& tile,
+                               int32_t chunk) {
+    int64_t at = tile.column * t.b_stride + static_cast<int64_t>(chunk) * kDepthL1;
+    LoadColumns<T>(dst, b[at], tile.n, Depth(t, chunk), t.b_stride, AlignUp(tile.n, 16));
+  }
+};
+
+template <class T, class Source>
+class Gemm {
+ public:
+  __aicore__ inline Gemm(const Source& source, Address ring, const LinearTiling& tiling)
+      : source_(source), t_(tiling) {
+    int32_t core = AscendC::GetBlockIdx();
+    ring_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(ring) +
+                          static_cast<int64_t>(core) * 2 * t_.tile_m * t_.tile_n);
+    pipe_.InitBuffer(l1_, 2 * (kMaxTileM + kMaxTileN) * kDepthL1 * 2);
+    pipe_.InitBuffer(l0a_, 2 * kMaxTileM * kDepthL0 * 2);
+    pipe_.InitBuffer(l0b_, 2 * kMaxTileN * kDepthL0 * 2);
+    pipe_.InitBuffer(l0c_, kMaxTileM * kMaxTileN * 4);
+  }
+
+  __aicore__ inline void Run() {
+    for (int32_t i = 0; i < 2; ++i) {
+      AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
+      AscendC::SetFlag<HardEvent::M_MTE1>(i);
+    }
+    AscendC::SetFlag<HardEvent::FIX_M>(0);
+    int64_t tiles = GemmTile::Count(t_);
+    int32_t done = 0;
+    for (int64_t i = AscendC::GetBlockIdx(); i < tiles; i += AscendC::GetBlockNum()) {
+      GemmTile tile(t_, i);
+      AscendC::WaitFlag<HardEvent::FIX_M>(0);
+      Multiply(tile);
+      if (done >= 2) AscendC::CrossCoreWaitFlag(kTileFree);
+      Store(tile, done % 2);
+      ++done;
+    }
+    for (int32_t i = 0; i < Min(done, 2); ++i) AscendC::CrossCoreWaitFlag(kTileFree);
+    for (int32_t i = 0; i < 2; ++i) {
+      AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
+      AscendC::WaitFlag<HardEvent::M_MTE1>(i);
+    }
+    AscendC::WaitFlag<HardEvent::FIX_M>(0);
+  }
+
+ private:
+  __aicore__ inline void Multiply(const GemmTile& tile) {
+    int32_t chunks = source_.Chunks(t_);
+    for (int32_t chunk = 0; chunk < chunks; ++chunk) {
+      LocalTensor<T> a = l1_.template Get<T>()[l1_slot_ * (kMaxTileM + kMaxTileN) * kDepthL1];
+      LocalTensor<T> b = a[kMaxTileM * kDepthL1];
+      AscendC::WaitFlag<HardEvent::MTE1_MTE2>(l1_slot_);
+      source_.LoadA(a, t_, tile, chunk);
+      source_.LoadB(b, t_, tile, chunk);
+      AscendC::SetFlag<HardEvent::MTE2_MTE1>(l1_slot_);
+      AscendC::WaitFlag<HardEvent::MTE2_MTE1>(l1_slot_);
+      int32_t depth = source_.Depth(t_, chunk);
+      for (int32_t k = 0; k < depth; k += kDepthL0) {
+        MultiplyDepth(a[k * AlignUp(tile.m, 16)], b[k * AlignUp(tile.n, 16)], tile,
+                      Min(kDepthL0, depth - k), chunk == 0 && k == 0);
+      }
+      AscendC::SetFlag<HardEvent::MTE1_MTE2>(l1_slot_);
+      l1_slot_ ^= 1;
+    }
+  }
+
+  __aicore__ inline void MultiplyDepth(LocalTensor<T> a, LocalTensor<T> b, const GemmTile& tile,
+                                       int32_t depth, bool first) {
+    LocalTensor<T> l0a = l0a_.template Get<T>()[l0_slot_ * kMaxTileM * kDepthL0];
+    LocalTensor<T> l0b = l0b_.template Get<T>()[l0_slot_ * kMaxTileN * kDepthL0];
+    AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
+    LoadL0A<T>(l0a, a, tile.m, depth);
+    LoadL0B<T>(l0b, b, tile.n, depth);
+    AscendC::SetFlag<HardEvent::MTE1_M>(l0_slot_);
+    AscendC::WaitFlag<HardEvent::MTE1_M>(l0_slot_);
+    AscendC::Mmad(l0c_.template Get<float>(), l0a, l0b, Product(tile.m, tile.n, depth, first));
+    AscendC::PipeBarrier<PIPE_M>();
+    AscendC::SetFlag<HardEvent::M_MTE1>(l0_slot_);
+    l0_slot_ ^= 1;
+  }
+
+  __aicore__ inline void Store(const GemmTile& tile, int32_t slot) {
+    AscendC::SetFlag<HardEvent::M_FIX>(0);
+    AscendC::WaitFlag<HardEvent::M_FIX>(0);
+    AscendC::FixpipeParamsV220 p;
+    p.nSize = static_cast<uint16_t>(tile.n);
+    p.mSize = static_cast<uint16_t>(tile.m);
+    p.srcStride = static_cast<uint16_t>(AlignUp(tile.m, 16));
+    p.dstStride = t_.tile_n;
+    p.quantPre = QuantMode_t::NoQuant;
+    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(ring_[slot * t_.tile_m * t_.tile_n],
+                                                           l0c_.template Get<float>(), p);
+    AscendC::SetFlag<HardEvent::FIX_M>(0);
+    AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kTileReady);
+  }
+
+  Source source_;
+  LinearTiling t_;
+  int32_t l1_slot_ = 0, l0_slot_ = 0;
+  GlobalTensor<float> ring_;
+  AscendC::TPipe pipe_;
+  AscendC::TBuf<TPosition::A1> l1_;
+  AscendC::TBuf<TPosition::A2> l0a_;
+  AscendC::TBuf<TPosition::B2> l0b_;
+  AscendC::TBuf<TPosition::CO1> l0c_;
+};
+
+}  // namespace mmkern

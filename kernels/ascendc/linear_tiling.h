@@ -1,0 +1,47 @@
+// What the host tells the kernels that are a matrix product and an epilogue: mlp and patch_embed.
+// Computed in csrc/ascendc/linear.h.
+#pragma once
+
+#include <cstdint>
+
+namespace mmkern {
+
+constexpr int32_t kNoActivation = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kRelu = 4;
+
+// Tiles of the product: what of a and b lies in L1 twice, in L0A and L0B twice, and in L0C once.
+constexpr int32_t kMaxTileM = 128, kMaxTileN = 256, kDepthL1 = 256, kDepthL0 = 64;
+
+struct LinearTiling {
+  int64_t m;
+  int64_t a_stride;  // elements, of a row of a
+  int64_t b_stride;
+  int32_t n;
+  int32_t k;
+  int32_t tile_m;
+  int32_t tile_n;
+  int32_t activation;
+  int32_t has_bias;
+  int32_t saves;     // z, what the activation gets, is an output too
+  int32_t pos_kind;  // patch_embed's position embedding: 0: none; 1: of a's dtype; 2: float32
+  int64_t pos_rows;  // row r of the product gets row r % pos_rows
+  int64_t pos_stride;
+};
+
+// Pixels whose windows are the rows of a, in raster order: a window is `groups` runs of `run`
+// pixels, one for each channel and each row of a plane.
+struct PixelTiling {
+  int64_t batch_stride;  // elements
+  int64_t channel_stride;
+  int64_t frame_stride;
+  int64_t row_stride;
+  int32_t frames;  // windows along each dimension
+  int32_t rows;
+  int32_t columns;
+  int32_t channels;
+  int32_t depth;  // of a window: frames, rows, and columns of pixels
+  int32_t height;
+  int32_t width;
+  int32_t flattened;  // 1: the windows lie in memory as rows already
+};
+
+}  // namespace mmkern
