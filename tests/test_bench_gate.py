@@ -323,9 +323,11 @@ def test_compare_of_a_slower_folder_exits_1(tmp_path):
     )
     command = [sys.executable, "-m", "mmkern", "compare", tmp_path / "base", tmp_path / "head"]
     command += ["--op", "glu", "--dtype", "fp32", "--quick", "--margin", "40", "--device", "cpu"]
-    done = subprocess.run(
-        [*command, "--output", tmp_path / "gate.json"], capture_output=True, text=True, cwd=tmp_path
-    )
+    command += ["--output", tmp_path / "gate.json"]
+    for _ in range(3):  # a machine too noisy to judge voids the job
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        if "VOID" not in done.stdout:
+            break
     assert done.returncode == 1, done.stdout + done.stderr
     assert "REGRESSION: glu-qwen3_8b-forward fp32" in done.stdout
     kept = json.loads((tmp_path / "gate.json").read_text())
