@@ -107,6 +107,19 @@ bench-quick: build ## the same, short
 bench-full: build ## the same, every workload in every dtype, in about ten minutes
 	$(BIN)/mmkern bench --full --output out/bench-full
 
+# Noise voids the job and exits 0; the margin is wide because two builds differ by a few percent
+# through where their code lies.
+.PHONY: speed-gate instructions gate-power
+speed-gate: build ## fail where this tree is slower than the last commit of main; a few cases
+	$(BIN)/mmkern compare previous . --quick --margin 10 --seconds 150 --output out/compare.json
+
+instructions: build ## fail where a CPU kernel executes more instructions than its committed count
+	$(BIN)/python benchmarks/instructions.py --check
+
+gate-power: build ## measure again how often the gate is right, in about half an hour
+	$(BIN)/python benchmarks/gate_power.py
+	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md
+
 RESULTS := benchmarks/results
 TABLES := $(BIN)/python -m mmkern.bench.readme
 results: bench-full ## measure again, and write the committed results and the tables made from them
@@ -131,6 +144,8 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
 	$(BIN)/python benchmarks/ascendc_estimate.py --check
 	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
+	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
+	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check
 
 lint: $(VENV)/installed ## formatters and linters, changing nothing
 	$(BIN)/ruff format --check .

@@ -181,6 +181,9 @@ def main(argv=None):
     if shutil.which("valgrind") is None or not _has_kernels():
         print(f"skipped: the counts need valgrind and the built extension, with {ISA} in it")
         return 0
+    if args.check and not RESULTS.is_file():
+        print(f"skipped: there is no {RESULTS}; benchmarks/instructions.py writes it")
+        return 0
     if args.check:
         return check(json.loads(RESULTS.read_text()))
     from mmkern.bench import results

@@ -27,9 +27,14 @@ def _parser():
     info.set_defaults(command=_info)
     _add_bench(commands)
     _add_compare(commands)
-    report = commands.add_parser("report", help="write report.html again from a results.json")
-    report.add_argument("results", type=Path, help="results.json")
-    report.add_argument("--output", type=Path, help="default: report.html beside the results")
+    report = commands.add_parser(
+        "report", help="write report.html and report.md from a results.json, or compare two"
+    )
+    report.add_argument("results", type=Path, help="results.json; of two, the earlier one")
+    report.add_argument("after", type=Path, nargs="?", help="the later results.json")
+    report.add_argument(
+        "--output", type=Path, help="default: report.html, or comparison.html, beside the later one"
+    )
     report.set_defaults(command=_report, parser=report)
     tune = commands.add_parser(
         "tune",
@@ -52,7 +57,13 @@ def _add_bench(commands):
     )
     add = bench.add_argument
     add("--op", action="append", default=[], metavar="OP[,OP]", help='these ops only; or "all"')
-    add("--model", action="append", default=[], metavar="M[,M]", help='these models; or "all"')
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="M[,M]",
+        help='these; "all"; "blocks": blocks of published models',
+    )
     add("--dtype", action="append", default=[], metavar="DT[,DT]", help="float32,bfloat16")
     add("--device", help="default: the accelerator that is there, else cpu")
     add("--quick", action="store_true", help="a selection, in about a minute")
@@ -83,6 +94,8 @@ def _add_compare(commands):
     add("--threads", type=int, default=1, help="builds: CPU threads; with 1 (the default) the "
         "thread's own time counts, which other programs do not disturb")  # fmt: skip
     add("--quick", action="store_true", help="builds: the workloads of bench --quick")
+    add("--seconds", type=float, default=float("inf"), metavar="S", help="builds: begin no case "
+        "after so many seconds of measuring; default no limit")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="builds: write the findings as JSON")
     add(
         "--fail-over",
@@ -96,7 +109,7 @@ def _add_compare(commands):
 
 def _bench(args):
     try:
-        from mmkern.bench import job, models, photos, workloads
+        from mmkern.bench import blocks, job, models, photos, workloads
     except ImportError as error:
         args.parser.error(f"{error}; pip install 'mmkern[bench]'")
     dtypes = _dtypes(args) or ["float32", "bfloat16"]
@@ -106,10 +119,14 @@ def _bench(args):
         torch.set_num_threads(args.threads)
     if args.quick and args.full:
         args.parser.error("--quick and --full exclude each other")
-    names = [model.name for model in models.MODELS]
+    names = [w.name for w in (*models.MODELS, *blocks.BLOCKS)]
+    wanted = _choice(args, "--model", _expanded(args.model, blocks.BLOCKS), names)
+    for block in blocks.BLOCKS:
+        if block.name in wanted and block.missing():
+            args.parser.error(f"--model {block.name} needs {block.library}, which is not installed")
     options = job.Options(
         ops=_choice(args, "--op", _split(args.op), workloads.OPS),
-        models=_choice(args, "--model", _split(args.model), names),
+        models=wanted,
         dtypes=_choice(args, "--dtype", dtypes, job.DTYPES),
         device=_device(args),
         quick=args.quick,
@@ -128,6 +145,12 @@ def _bench(args):
 
 def _split(values):
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def _expanded(values, blocks):
+    """The names of models, with every block's in the place of "blocks"."""
+    names = [[b.name for b in blocks] if v == "blocks" else [v] for v in _split(values)]
+    return [name for group in names for name in group]
 
 
 def _dtypes(args):
@@ -171,7 +194,7 @@ def _info(args):
         build = ", ".join(f"{key} {value}" for key, value in native.build_info().items())
         console.print(f"build: {build}", markup=False, highlight=False)
     table = Table()
-    table.add_column("op")
+    table.add_column("op", no_wrap=True)
     kernels = mmkern.info()
     backends = list(dict.fromkeys(name for row in kernels.values() for name in row))
     for backend in backends:
@@ -203,20 +226,35 @@ def _compare(args):
         device=_device(args),
         threads=args.threads,
         quick=args.quick,
+        seconds=args.seconds,
         rule=paired.Rule(margin=args.margin / 100),
     )
     console, here = Console(), Path(mmkern.__file__).parents[1]
     try:
-        if args.before == "previous":
-            args.before = builds.previous(here)
-            if args.before is None:
-                console.print(f"skipped: {here} has no earlier commit on main to compare with")
-                return 0
-        pair = [builds.find(spec, here, here / "build" / "compare")
-                for spec in (args.before, args.after)]  # fmt: skip
-        return gate.run(*pair, options, console, args.output)
+        head = builds.find(args.after, here, here / "build" / "compare")
+        base, why_not = _base(args.before, here)
+        if base is None:
+            console.print(f"skipped: {why_not}", markup=False, soft_wrap=True)
+            return 0
+        return gate.run(base, head, options, console, args.output)
     except builds.BuildError as error:
         args.parser.error(str(error))
+
+
+def _base(spec, here):
+    """(the Build to compare with, None), or (None, why there is no "previous" one)."""
+    from mmkern.bench import builds
+
+    cache = here / "build" / "compare"
+    if spec != "previous":
+        return builds.find(spec, here, cache), None
+    commit = builds.previous(here)
+    if commit is None:
+        return None, f"{here} has no earlier commit of main to compare with"
+    try:
+        return builds.find(commit, here, cache), None
+    except builds.BuildError as error:
+        return None, f"the commit before cannot be built: {error}"
 
 
 def _compare_results(args):
@@ -230,15 +268,21 @@ def _compare_results(args):
 
 
 def _report(args):
-    from mmkern.bench import report, results
+    from mmkern.bench import compare, markdown, report, results
 
+    console = Console()
     try:
-        found = results.load(args.results)
+        found, before = results.load(args.after or args.results), None
+        if args.after:
+            before = results.load(args.results)
+            compare.run(before, found, console)
     except results.ResultsError as error:
         args.parser.error(str(error))
-    path = args.output or args.results.with_name("report.html")
-    report.write(found, path)
-    Console().print(f"written: {path}")
+    name = "comparison.html" if args.after else "report.html"
+    path = args.output or (args.after or args.results).with_name(name)
+    report.write(found, path, before)
+    markdown.write(found, path.with_suffix(".md"), before)
+    console.print(f"written: {path}, {path.with_suffix('.md').name}")
     return 0
 
 

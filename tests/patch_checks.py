@@ -41,9 +41,35 @@ def oracle_of(model, inputs):
 
 
 def check_accuracy(model, inputs):
-    """Patch the model; output and every gradient by the rule. Returns the report."""
+    """Patch the model; output and every gradient by the rule. Returns (what eager gave, report)."""
     eager, oracle = run(model, inputs), oracle_of(model, inputs)
     report = mmkern.patch(model)
     got = run(model, inputs)
     assert_all_accurate(got, eager, oracle)
-    return report
+    return eager, report
+
+
+def exact_forward(model, inputs):
+    """The output of the unpatched model in float64."""
+    with Exact():
+        wide = {key: cast(x, torch.float64) for key, x in inputs.items()}
+        return output(copy.deepcopy(model).double()(**wide))
+
+
+def check_autocast(model, inputs):
+    """Under autocast: the dtypes of the unpatched model, and its accuracy."""
+    oracle = oracle_of(model, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = run(model, inputs)
+        mmkern.patch(model)
+        got = run(model, inputs)
+    assert {k: g.dtype for k, g in got.items()} == {k: g.dtype for k, g in eager.items()}
+    # products were rounded to bfloat16, so that is the rounding the rule allows
+    got, eager = ({k: v.bfloat16() for k, v in run.items()} for run in (got, eager))
+    assert_all_accurate(got, eager, oracle)
+
+
+def counts(report):
+    """{rule: modules that it swapped}."""
+    names = [entry.rule for entry in report.swapped]
+    return {name: names.count(name) for name in names}

@@ -102,6 +102,15 @@ def wan22():
     return _wan(torch.arange(36).reshape(2, 18) * 20, cross_attn_norm=False)
 
 
+def wan_i2v():
+    """Image to video: 3 tokens of an image stand before the text, which diffusers takes as 512."""
+    model, inputs = _wan(torch.tensor([3, 871]), image_dim=20, added_kv_proj_dim=32)
+    return model, inputs | {
+        "encoder_hidden_states": noise(2, 512, 24),
+        "encoder_hidden_states_image": noise(2, 3, 20),
+    }
+
+
 def pixart():
     from diffusers import PixArtTransformer2DModel
 
@@ -190,6 +199,7 @@ DIFFUSERS = {
     "flux": flux,
     "wan": wan,
     "wan22": wan22,
+    "wan_i2v": wan_i2v,
     "vae": vae,
     "pixart": pixart,
     "qwenimage": qwenimage,

@@ -116,7 +116,7 @@ def kimi():
     from transformers import DeepseekV3Config, Kimi_K25Config, Kimi_K25ForConditionalGeneration
 
     mla = {
-        "q_lora_rank": None, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+        "q_lora_rank": 12, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
         "v_head_dim": 6, "n_routed_experts": 4, "num_experts_per_tok": 4, "n_group": 1,
         "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 16,
         "num_key_value_heads": 4, "num_mtp_layers": 0,
@@ -189,7 +189,15 @@ TRANSFORMERS = {
     "llava": llava,
     "llava_onevision": llava_onevision,
 }
-BUILDERS = TRANSFORMERS | DIFFUSERS
+
+
+def kimi_vl():
+    from patch_kimi import kimi_vl
+
+    return kimi_vl()
+
+
+BUILDERS = TRANSFORMERS | DIFFUSERS | {"kimi_vl": kimi_vl}
 
 
 def spread(model):

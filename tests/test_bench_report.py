@@ -8,10 +8,12 @@ from bench_helpers import CPU, recorder, run_tiny
 from mmkern.bench import (
     compare,
     machine,
+    markdown,
     matrix,
     overhead,
     photos,
     plots,
+    plots_lines,
     readme,
     report,
     results,
@@ -97,10 +99,73 @@ def test_report_holds_every_row_and_nothing_from_outside(found):
         "Cost of a call", "geometric mean",
     ):  # fmt: skip
         assert text in html, text
-    assert html.count("<svg") == 3
+    # by op, ops, models, limits, and the roofline of the row whose FLOPs are counted
+    assert html.count("<svg") == 5
     for outside in ("<script", "<link", "@import", 'src="', "url(h", 'href="h'):
         assert outside not in html
     assert html.count('<tr class="failed">') == 1
+
+
+def test_report_holds_what_a_new_result_has_besides_times(found):
+    full = json.loads(json.dumps(found))
+    full["noise"] = {"differences": [0.01, 0.034], "half_widths": [0.02, 0.05]}
+    full["peers"] = {"Liger": "absent: <no module>"}
+    full["memory"] = [
+        {"op": "glu", "size": "tokens", "passes": "forward", "dtype": "bfloat16", "x": [1, 2],
+         "peak_bytes": {"eager": [2**20, 2**21], "mmkern": [2**20, None]}},
+    ]  # fmt: skip
+    full["rows"][0]["repeatable"] = False
+    full["rows"][0]["peak_bytes"] = {"eager": 2**21, "mmkern": 2**23}
+    full["rows"][1]["stages"] = [{"name": "blocks", "times": {"eager": 3.0, "mmkern": 2.0}},
+                                 {"name": "rest", "times": {"eager": 1.0}}]  # fmt: skip
+    html = report.render(full)
+    for text in (
+        "differed by 3.4 % at most in 2 tries", "5.0 % to either side", "Peak memory of a call",
+        "absent: &lt;no module&gt;", "<td>no</td>", "<td>8.0</td><td>2.0</td>", "vs best peer",
+        "<td>blocks</td><td>75 %</td><td>3</td><td>2</td><td>1.50</td>",
+        "<td>rest</td><td>25 %</td><td>1</td><td>-</td><td>-</td>", "8.0 MiB, eager 2.0",
+    ):  # fmt: skip
+        assert text in html, text
+    assert html.count("<svg") == 6
+    unmeasured = {name: [None, None] for name in ("eager", "mmkern")}
+    assert plots_lines.memory(full["memory"][0] | {"peak_bytes": unmeasured}) == ""
+
+
+def test_result_of_an_earlier_version_shows_what_it_lacks_as_a_dash(found):
+    old = json.loads(json.dumps(found))
+    old = {k: v for k, v in old.items() if k not in ("noise", "peers", "memory")}
+    for row in old["rows"]:
+        for field in ("peak_bytes", "host_us", "repeatable", "stages"):
+            row.pop(field, None)
+    html = report.render(old)
+    lacking = "<td>-</td>" * 3
+    assert f"{lacking}<td>{old['rows'][0]['backend']}</td>" in html
+    assert "Noise floor" not in html and "Peak memory" not in html and "Parts of" not in html
+    assert markdown.render(old, old).count("## ") == 4
+    assert results.to_csv(old["rows"]).count("\n") == 1 + len(old["rows"])
+
+
+def test_report_and_markdown_say_what_changed(found):
+    later = changed(found, 0.8)
+    later["rows"][1]["name"] = "renamed"
+    html, text = report.render(later, found), markdown.render(later, found)
+    for page in (html, text):
+        assert (
+            "Changes since" in page
+            and "-20.0 %" in page
+            and "1.50 -> 1.20" in page.replace("-&gt;", "->")
+        )
+    assert "overhead" not in html[html.index("Changes since") : html.index("<h2>At a glance")]
+    assert "only before: glu lost" in html and "only after: glu renamed" in html
+
+
+def test_bars_by_op_are_geometric_means_between_the_worst_and_the_best(found):
+    rows = json.loads(json.dumps(found["rows"][:1] * 2))
+    rows[1]["ratios"]["eager"]["value"] = 6.0
+    rows[1]["ratios"]["other peer"] = {"value": 0.2, "low": 0.1, "high": 0.3}
+    (bar,) = plots.by_op(rows)
+    assert bar["ratios"]["eager"] == {"value": pytest.approx(3.0), "low": 1.5, "high": 6.0}
+    assert bar["ratios"]["best peer"] == {"value": pytest.approx(0.4), "low": 0.2, "high": 0.8}
 
 
 def test_losses_are_listed_worst_first(found):
@@ -194,6 +259,24 @@ def test_readme_without_markers_is_an_error(found, tmp_path, capsys):
         readme.main([str(tmp_path / "r.json"), str(tmp_path / "README.md")])
     assert stop.value.code == 2
     assert "wanted one pair of <!-- bench:begin -->" in capsys.readouterr().err
+
+
+def test_power_table_counts_the_jobs_and_bounds_the_share(tmp_path):
+    line = {"planted": 10, "jobs": 20, "void": 3, "caught": 17, "judged": 17, "false": 0}
+    study = {
+        "schema": "mmkern-gate-power/1", "rule": {"margin": 0.05}, "jobs": [{"load": 3.0}],
+        "environment": dict.fromkeys(("cpu", "cores", "isa", "date", "commit"), "x"),
+        "summary": [line | {"planted": 0, "caught": None, "void": 1, "judged": 19}, line],
+    }  # fmt: skip
+    text = readme.power_table(study)
+    assert "| +0 % | 20 | 1 |  | 0 of 19 | 0-17 % |" in text
+    assert "| +10 % | 20 | 3 | 17 of 17 | 0 of 17 | 82-100 % |" in text
+    evidence, document = tmp_path / "study.json", tmp_path / "d.md"
+    evidence.write_text(json.dumps(study))
+    document.write_text("<!-- study:begin -->\n<!-- study:end -->\n")
+    assert readme.main([str(evidence), str(document), "--check"]) == 1
+    assert readme.main([str(evidence), str(document)]) == 0
+    assert readme.main([str(evidence), str(document), "--check"]) == 0
 
 
 JUNIT = """<testsuites><testsuite>

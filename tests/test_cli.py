@@ -10,7 +10,7 @@ import torch
 import mmkern
 from mmkern import library
 from mmkern.__main__ import main
-from mmkern.bench import job, photos, results
+from mmkern.bench import job, machine, photos, results
 
 
 def refused(capsys, *argv):
@@ -143,15 +143,17 @@ def test_compare_and_report_refuse_what_is_no_result(capsys, tmp_path):
 
 @pytest.fixture
 def result(tmp_path):
+    time = {"median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "rounds": 5}
     row = dict.fromkeys(results.KEY, "x") | {
         "kind": "op", "variant": "forward", "dtype": "float32", "shape": "1", "model": "m",
         "scale": "", "inputs": "random", "backend": "cpu", "status": "ok", "message": "",
         "notes": [], "flops": None, "bytes": 8, "errors": {},
-        "times": {n: {"median_ms": 1.0} for n in ("eager", "mmkern")},
+        "times": dict.fromkeys(("eager", "mmkern"), time),
         "ratios": {"eager": {"value": 2.0, "low": 1.9, "high": 2.1}},
     }  # fmt: skip
+    environment = machine.environment(torch.device("cpu"), ["mmkern"]) | {"cpu": "a chip"}
     found = {
-        "schema": results.SCHEMA, "complete": True, "environment": {"cpu": "a chip"},
+        "schema": results.SCHEMA, "complete": True, "environment": environment,
         "options": {"compile": False, "seed": 0, "quick": False}, "inputs": "none",
         "peaks": {"copy": [[1, 1.0], [9, 1.0]], "matmul": {}}, "rows": [row], "not_run": [],
     }  # fmt: skip
@@ -168,6 +170,18 @@ def test_report_renders_a_result_again(capsys, result):
     other = path.with_name("other.html")
     assert main(["report", str(path), "--output", str(other)]) == 0
     assert other.read_text() == html
+
+
+def test_report_of_two_results_compares_them(capsys, result):
+    path, found = result
+    found["rows"][0]["ratios"]["eager"]["value"] = 1.5
+    after = path.with_name("after.json")
+    after.write_text(json.dumps(found))
+    assert main(["report", str(path), str(after)]) == 0
+    assert "-25.0 %" in capsys.readouterr().out
+    for name in ("comparison.html", "comparison.md"):
+        text = path.with_name(name).read_text()
+        assert "Changes since" in text and "-25.0 %" in text
 
 
 def test_compare_exits_1_over_the_given_percentage(capsys, result):

@@ -94,7 +94,10 @@ def test_the_probe_leaves_the_random_state_and_the_weights_alone():
     [
         ({"include": ["mlp"]}, {"mlp"}),
         ({"include": ["SiglipMLP", "*.patch_embedding"]}, {"mlp", "patch_embed"}),
-        ({"exclude": ["attention", "SiglipEncoderLayer"]}, {"mlp", "patch_embed"}),
+        (
+            {"exclude": ["attention", "SiglipEncoderLayer"]},
+            {"mlp", "patch_embed", "pooling_head"},
+        ),
         ({"include": ["encoder.layers.0*"], "exclude": ["mlp"]}, {"residual_norm"}),
     ],
 )
@@ -185,6 +188,19 @@ def test_adapters_in_place_of_a_linear_layer_run(when):
     if when == "before":
         mmkern.patch(model)
     assert torch.equal(model(x), wanted)
+
+
+def test_an_input_may_be_given_by_the_name_that_the_class_has_for_it():
+    class Named(Mlp):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states)
+
+    model, x = Named(), torch.randn(3, 8)
+    wanted = model(hidden_states=x)
+    assert mmkern.patch(model).swapped
+    torch.testing.assert_close(model(hidden_states=x), wanted)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'x'"):
+        model(x=x)
 
 
 def test_hooks_on_a_linear_layer_run():

@@ -6,7 +6,7 @@ text stands in the file; its first occurrence is replaced.
 
 MUTANTS = [
     # ---- modulate: buffers, queues, strides, tails ----
-    ("modulate.cpp", "modulate", "vector_queue_, 1, row_bytes", "vector_queue_, 1, row_bytes / 2"),
+    ("modulate.cpp", "modulate", "vector_queue_, 1, row_bytes", "vector_queue_, 1, row_bytes / 4"),
     ("modulate.cpp", "modulate", "x_buffer_, elements * 4", "x_buffer_, elements * 2"),
     ("modulate.cpp", "modulate", "work_buffer_, elements * 4", "work_buffer_, elements * 4 - 32"),
     ("modulate.cpp", "modulate", "x_queue_, t_.buffers, elements * 2", "x_queue_, 0, elements * 2"),

@@ -13,6 +13,7 @@ import hashlib
 import multiprocessing
 import os
 import re
+import resource
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from twin_run import ROOT, Library, compiled
 
 KERNELS = ROOT / "kernels" / "ascendc"
 RUNS = ({}, {"lazy": True, "order": 3})
-TIMEOUT_S = 120
+CPU_S, WALL_S = 120, 900  # a loaded machine may keep a run waiting for long
 COPIES = 12  # of a kernel in one translation unit
 SOUND = "sound"
 
@@ -67,6 +68,7 @@ def build(case: str, numbers: list[int], sources: dict[str, str], folder: Path) 
 
 
 def run_here(path: Path, case: str, name: str, answer) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     library, entry = Library(path), CASES[case]
     rules, digest = set(), hashlib.sha256()
     for options in RUNS:
@@ -85,9 +87,9 @@ def run_apart(path: Path, case: str, name: str) -> tuple[set[str], str]:
     process.start()
     sender.close()
     try:
-        return receiver.recv() if receiver.poll(TIMEOUT_S) else ({"no end"}, "")
+        return receiver.recv() if receiver.poll(WALL_S) else ({"no end"}, "")
     except EOFError:
-        return {"crash"}, ""
+        return {"crash or no end"}, ""
     finally:
         process.kill()
         process.join()

@@ -84,10 +84,11 @@ def previous(repository):
     """The commit of ``main`` that the working tree is to be held against, None if there is none.
 
     On a branch it is where the branch left main; on main itself the commit before, or, with
-    uncommitted changes to the sources, the last one.
+    uncommitted changes to the sources, the last one. Without a branch ``main``, in a clone that a
+    machine made for one commit, it is the commit before.
     """
-    main = next((m for m in ("main", "origin/main") if _commit(repository, m)), None)
-    base = _git(repository, "merge-base", "HEAD", main) if main else None
+    main = next((m for m in ("main", "origin/main") if _commit(repository, m)), "HEAD")
+    base = _git(repository, "merge-base", "HEAD", main)
     if base is None or base != _commit(repository, "HEAD"):
         return base
     changed = _git(repository, "status", "--porcelain", "--", *SOURCES)

@@ -9,6 +9,30 @@ from rich.table import Table
 from mmkern.bench import results
 from mmkern.bench.tables import milliseconds
 
+HEAD = ("row", "dtype", "mmkern ms", "vs eager", "vs compile", "change")
+
+
+def changes(before, after):
+    """The texts under HEAD, for each row that both have; those of overheads have no ratio."""
+    old, new = ({results.key(row): row for row in f["rows"]} for f in (before, after))
+    common = [key for key in old if key in new and old[key]["kind"] != "overhead"]
+    pairs = [(old[key], new[key]) for key in common]
+    return [_cells(*pair, _worst_change(*pair)) for pair in pairs]
+
+
+def unshared(before, after):
+    """[("only before" or "only after", row)] of the rows that one of the two lacks."""
+    keys = [{results.key(row) for row in f["rows"]} for f in (before, after)]
+    return [
+        (text, row)
+        for text, found, others in (
+            ("only before", before, keys[1]),
+            ("only after", after, keys[0]),
+        )
+        for row in found["rows"]
+        if results.key(row) not in others
+    ]
+
 
 def run(before, after, console, *, fail_over=None):
     """Print the changes; returns 1 if ``fail_over`` is given and a row got worse by more percent.
@@ -23,7 +47,7 @@ def run(before, after, console, *, fail_over=None):
     if not common:
         raise results.ResultsError("the two results have no row in common")
     table = Table()
-    for name in ("row", "dtype", "mmkern ms", "vs eager", "vs compile", "change"):
+    for name in HEAD:
         table.add_column(name, justify="left" if name == "row" else "right", overflow="fold")
     worse = []
     for key in common:
@@ -32,10 +56,8 @@ def run(before, after, console, *, fail_over=None):
         worse += [key] if bad else []
         table.add_row(*_cells(old[key], new[key], change), style="red" if bad else None)
     console.print(table)
-    for text, keys, others in (("only before", old, new), ("only after", new, old)):
-        for key in keys:
-            if key not in others:
-                console.print(f"{text}: {results.label(keys[key])} {keys[key]['dtype']}")
+    for text, row in unshared(before, after):
+        console.print(f"{text}: {results.label(row)} {row['dtype']}")
     if worse:
         console.print(f"{len(worse)} rows are worse by more than {fail_over:g} %")
     return 1 if worse else 0

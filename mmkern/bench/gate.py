@@ -5,10 +5,13 @@
 Every case is timed in blocks (mmkern.bench.paired) with BASE's function and HEAD's. For one case
 of each op a second copy of HEAD runs against the first: a canary. Where two equal builds seem to
 differ, or their interval is wider than the margin, the machine is too noisy and the job is void.
-A case that is slower is measured again on new tensors, and fails only if it is slower then, too.
+A case that is slower is measured again on new tensors, with a canary of its own, and fails only if
+it is slower then, too.
 """
 
 import json
+import math
+import time
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -25,13 +28,17 @@ DEFAULT_DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Options:
-    """The choices of a job; empty ``ops`` means all. quick: the workloads of bench --quick."""
+    """The choices of a job; empty ``ops`` means all. quick: the workloads of bench --quick.
+
+    seconds: after them no other case is begun; the cases then come in random order.
+    """
 
     ops: tuple = ()
     dtypes: tuple = DEFAULT_DTYPES
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     quick: bool = False
+    seconds: float = math.inf
     seed: int = 0
     rule: paired.Rule = field(default_factory=paired.Rule)
 
@@ -82,12 +89,19 @@ def judge(base, head, twin, chosen, options, progress=lambda text: None):
 
     Returns:
         {"findings": {Case: Finding}, "slow": [Case], "noise": [reason], "canaries":
-        {Case: Finding}, "skipped": {Case: reason}}; a case that BASE cannot run is skipped.
+        {Case: Finding}, "skipped": {Case: reason}}; a case that BASE cannot run is skipped, and
+        so are those for which no time is left.
     """
     rng = np.random.default_rng(options.seed)
+    end = time.monotonic() + options.seconds
+    if options.seconds < math.inf:
+        chosen = [chosen[i] for i in rng.permutation(len(chosen))]
     watched = canaries(chosen)
     found = {"findings": {}, "slow": [], "noise": [], "canaries": {}, "skipped": {}}
     for case in chosen:
+        if found["findings"] and time.monotonic() > end:
+            found["skipped"][case] = f"{options.seconds:g} s were over"
+            continue
         bind = case.prepare(options.device, options.seed)
         try:
             with torch.set_grad_enabled(case.workload.backward):
@@ -100,15 +114,17 @@ def judge(base, head, twin, chosen, options, progress=lambda text: None):
         if case in watched:
             found["canaries"][case] = _pair(bind, head, twin, case, options, rng, len(watched))
         progress(line(case, finding, options.rule))
-    for case, finding in found["canaries"].items():
-        reason = paired.noisy(finding, options.rule)
-        found["noise"] += [f"{case.name}: {reason}"] if reason else []
     for case in paired.holm(found["findings"], options.rule):
         bind = case.prepare(options.device, options.seed + 1)
         again = _pair(bind, base, head, case, options, rng, 1)
-        confirmed = again.slow(options.rule, options.rule.alpha)
         progress(f"again, {line(case, again, options.rule)}")
-        found["slow"] += [case] if confirmed else []
+        if again.slow(options.rule, options.rule.alpha):
+            found["slow"].append(case)
+            # a case that is to fail the job has a canary of its own
+            found["canaries"][case] = _pair(bind, head, twin, case, options, rng, 1)
+    for case, finding in found["canaries"].items():
+        reason = paired.noisy(finding, options.rule)
+        found["noise"] += [f"{case.name}: {reason}"] if reason else []
     return found
 
 

@@ -20,9 +20,11 @@ from rich.progress import (
 )
 
 from mmkern.bench import (
+    blocks,
     contest,
     curves,
     machine,
+    markdown,
     models,
     overhead,
     peers,
@@ -86,7 +88,18 @@ def chosen(options):
     for op in OPS:
         if everything or op in options.ops:
             rows.append(_overhead_row(op, options))
-    return rows
+    return rows + _block_rows(options, everything)
+
+
+def _block_rows(options, everything):
+    """Blocks of published models: those that were named, and with --full all, in one dtype."""
+    if everything:
+        dtypes = models.default_dtypes(options.dtypes) if options.full else ()
+        wanted = [block for block in blocks.BLOCKS if not block.missing()]
+    else:
+        dtypes = options.dtypes
+        wanted = [block for block in blocks.BLOCKS if block.name in options.models]
+    return [_block_row(block, dtype, options) for block in wanted for dtype in dtypes]
 
 
 def _dtypes(workload, options, everything):
@@ -115,12 +128,15 @@ def _op_row(workload, dtype, passes, options):
     return Row({"kind": "op", "op": workload.case.op, "name": name, "dtype": dtype}, run)
 
 
-def _model_row(model, dtype, options):
+def _model_row(model, dtype, options, make=models.model_contest):
     def run(pace):
-        made = models.model_contest(model, DTYPES[dtype], options.device, options.seed)
+        made = make(model, DTYPES[dtype], options.device, options.seed)
         return _contest(made, pace(MODEL_PLAN), options, model.compiles, "slow to compile")
 
     return Row({"kind": "model", "op": "model", "name": model.name, "dtype": dtype}, run)
+
+
+_block_row = functools.partial(_model_row, make=blocks.block_contest)
 
 
 def _contest(made, plan, options, worth_compiling, why_not):
@@ -187,8 +203,9 @@ def run(options, console=None, command=None):
     found["environment"]["seconds"] = round(time.monotonic() - start, 1)
     results.save(found, options.output)
     report.write(found, options.output / "report.html")
+    markdown.write(found, options.output / "report.md")
     tables.print_results(found, console)
-    console.print(f"written: {options.output}/results.json, results.csv, report.html")
+    console.print(f"written: {options.output}/results.json, results.csv, report.html, report.md")
     if interrupted:
         return 130
     return 1 if results.failures(found["rows"]) else 0

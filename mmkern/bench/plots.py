@@ -1,15 +1,18 @@
-"""The figures of the report, as inline SVG narrow enough for a phone."""
+"""The bars and dots of the report, as inline SVG narrow enough for a phone."""
 
 import io
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mmkern.bench import results
 from mmkern.bench.machine import copy_speed
 
-COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "mmkern": "#009e73"}
+COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "mmkern": "#009e73", "best peer": "#cc79a7"}
+RIVALS = ("eager", "compile", "best peer")
+CONTESTANTS = ("eager", "compile", "mmkern")
 LOSS = "#b2182b"
 WIDTH = 4.7
 STYLE = {
@@ -23,6 +26,10 @@ STYLE = {
     "axes.spines.left": False,
 }
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+#: of an axis that spans less than a factor of 3
+FINE_TICKS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2, 2.5)
+#: behind a text that an axis line would cross
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
 
 
 def _figure(rows):
@@ -36,7 +43,8 @@ def _figure(rows):
 
 def _label(axes, y, text, *, lost=False):
     place = axes.get_yaxis_transform()
-    axes.text(0.005, y - 0.38, text, transform=place, color=LOSS if lost else "#222", va="center")
+    colour = LOSS if lost else "#222"
+    axes.text(0.005, y - 0.38, text, transform=place, color=colour, va="center", bbox=PAPER)
 
 
 def _legend(figure, handles, names, title):
@@ -53,18 +61,20 @@ def _legend(figure, handles, names, title):
     )
 
 
-def _svg(figure, description):
+def svg(figure, description):
+    """A figure as an SVG element."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
 
 
 def speedups(rows, title):
-    """Bars of the ratios against eager and torch.compile, on a logarithmic axis around 1."""
+    """Bars of the ratios against eager, torch.compile and the best peer, around 1."""
     rows = [row for row in rows if row["ratios"]]
+    names = [n for n in RIVALS if any(_against(row, n) for row in rows)]
     if not rows:
         return ""
     with matplotlib.rc_context(STYLE):
@@ -74,24 +84,43 @@ def speedups(rows, title):
         for y, row in enumerate(rows):
             lost = any(r["value"] < 1 for r in row["ratios"].values())
             _label(axes, y, results.label(row), lost=lost)
-            for offset, name in ((-0.08, "eager"), (0.2, "compile")):
-                if name in row["ratios"]:
-                    _bar(axes, y + offset, row["ratios"][name], COLOURS[name])
-                    ends += [row["ratios"][name][end] for end in ("low", "high")]
+            for offset, name in zip((-0.1, 0.13, 0.36), names, strict=False):
+                if ratio := _against(row, name):
+                    _bar(axes, y + offset, ratio, COLOURS[name])
+                    ends += [ratio[end] for end in ("low", "high")]
         axes.axvline(1, color="#222", linewidth=0.8)
         # room at the right for the number at the end of the longest bar
         axes.set_xlim(min(ends) / 1.1, max(ends) * (max(ends) / min(ends)) ** 0.14)
-        axes.xaxis.set_major_locator(FixedLocator(TICKS))
+        narrow = max(ends) / min(ends) < 3
+        axes.xaxis.set_major_locator(FixedLocator(FINE_TICKS if narrow else TICKS))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
-        handles = [matplotlib.patches.Patch(color=COLOURS[n]) for n in ("eager", "compile")]
-        names = ["mmkern vs eager", "mmkern vs torch.compile"]
-        _legend(figure, handles, names, title)
-    return _svg(figure, f"{title}: bars of how many times faster mmkern is")
+        handles = [matplotlib.patches.Patch(color=COLOURS[n]) for n in names]
+        _legend(figure, handles, [f"vs {n}" for n in names], title)
+    return svg(figure, f"{title}: bars of how many times faster mmkern is")
+
+
+def _against(row, name):
+    """The ratio against one of RIVALS, None if there is none."""
+    return row["ratios"].get(results.best_peer(row) if name == "best peer" else name)
+
+
+def by_op(rows):
+    """Rows in the manner of a result's: an op's geometric means, from its worst row to its best."""
+    found = []
+    for op in dict.fromkeys(row["op"] for row in rows):
+        ratios = {}
+        for name in RIVALS:
+            values = [r["value"] for row in rows if row["op"] == op and (r := _against(row, name))]
+            if values:
+                mean = float(np.exp(np.mean(np.log(values))))
+                ratios[name] = {"value": mean, "low": min(values), "high": max(values)}
+        found.append({"function": op, "name": "", "variant": "forward", "ratios": ratios})
+    return found
 
 
 def _bar(axes, y, ratio, colour):
-    axes.barh(y, ratio["value"] - 1, left=1, height=0.26, color=colour)
+    axes.barh(y, ratio["value"] - 1, left=1, height=0.21, color=colour)
     axes.plot([ratio["low"], ratio["high"]], [y, y], color="#222", linewidth=0.9)
     end = max(ratio["high"], 1.0)
     text_colour = LOSS if ratio["value"] < 1 else "#222"
@@ -125,8 +154,9 @@ def limits(rows, peaks, title):
         return ""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(rows)
+        names = [n for n in CONTESTANTS if any(results.milliseconds(row, n) for row in rows)]
         for y, row in enumerate(rows):
-            found = {name: achieved(row, peaks, name) for name in COLOURS}
+            found = {name: achieved(row, peaks, name) for name in names}
             _label(axes, y, f"{results.label(row)}: {found['mmkern'][1]}")
             shares = {name: 100 * value[0] for name, value in found.items() if value}
             axes.plot([0, max(shares.values())], [y + 0.05] * 2, color="#ddd", zorder=1)
@@ -137,7 +167,7 @@ def limits(rows, peaks, title):
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
         handles = [
             matplotlib.lines.Line2D([], [], marker="o", linestyle="", color=c)
-            for c in COLOURS.values()
+            for c in map(COLOURS.get, names)
         ]
-        _legend(figure, handles, list(COLOURS), title)
-    return _svg(figure, f"{title}: share of the measured limit of the machine")
+        _legend(figure, handles, names, title)
+    return svg(figure, f"{title}: share of the measured limit of the machine")

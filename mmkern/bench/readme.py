@@ -2,15 +2,18 @@
 
     python -m mmkern.bench.readme benchmarks/results/cpu.json README.md [--check]
     python -m mmkern.bench.readme benchmarks/results/matrix.json README.md [--check]
+    python -m mmkern.bench.readme benchmarks/results/gate_power.json docs/benchmarks.md [--check]
 
 A result of ``mmkern bench`` fills the text between ``<!-- bench:begin -->`` and
 ``<!-- bench:end -->``; a support matrix (mmkern.bench.matrix), that between
-``<!-- matrix:begin -->`` and ``<!-- matrix:end -->``. With --check nothing is written, and drift
-exits 1. --short keeps the workloads of ``mmkern bench --quick`` and the models.
+``<!-- matrix:begin -->`` and ``<!-- matrix:end -->``; a study of benchmarks/gate_power.py, that
+between two of its file's name, as ``<!-- gate_power:begin -->``. With --check nothing is written,
+and drift exits 1. --short keeps the workloads of ``mmkern bench --quick`` and the models.
 """
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -41,7 +44,7 @@ def bench_table(found, short=False):
     rows = [row for row in found["rows"] if row["kind"] != "overhead"]
     if short:
         quick = {w.id for w in WORKLOADS if w.quick}
-        rows = [r for r in rows if r["kind"] == "model" or _workload_id(r) in quick]
+        rows = [r for r in rows if r["function"] == "model" or _workload_id(r) in quick]
     dtypes = [d for d in tables.SHORT if any(row["dtype"] == d for row in rows)]
     head = [
         "op",
@@ -112,6 +115,37 @@ def _footnote(found):
     )
 
 
+def power_table(study):
+    """Markdown: what became of the gate's jobs, one line per planted slowdown."""
+    head = ("planted", "jobs", "void", "caught", "false alarms", "95 % interval of the share")
+    lines = [_line(head), _line(["---:"] * len(head))]
+    for s in study["summary"]:
+        hits = s["caught"] if s["planted"] else s["false"]
+        caught = f"{s['caught']} of {s['judged']}" if s["planted"] else ""
+        low, high = _share(hits, s["judged"])
+        cells = [f"+{s['planted']} %", str(s["jobs"]), str(s["void"]), caught]
+        cells += [f"{s['false']} of {s['judged']}", f"{100 * low:.0f}-{100 * high:.0f} %"]
+        lines.append(_line(cells))
+    e, rule = study["environment"], study["rule"]
+    loads = sorted(job["load"] for job in study["jobs"])
+    about = (
+        f"Margin {100 * rule['margin']:g} %. {e['cpu']}, {e['cores']} cores, {e['isa']}; load "
+        f"between {loads[0]:.1f} and {loads[-1]:.1f}; {e['date']}, commit {e['commit']}. The "
+        "interval is of the catches, in the first line of the false alarms."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def _share(hits, tries, z=1.96):
+    """Wilson's 95 % interval of a share."""
+    if not tries:
+        return 0.0, 1.0
+    p, spread = hits / tries, z * z / tries
+    middle = (p + spread / 2) / (1 + spread)
+    half = z * math.sqrt(p * (1 - p) / tries + spread / tries / 4) / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def main(argv=None):
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mmkern.bench.readme", description=__doc__)
@@ -121,9 +155,12 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on drift")
     args = parser.parse_args(argv)
     try:
-        schema = json.loads(args.evidence.read_text(encoding="utf-8")).get("schema")
+        evidence = json.loads(args.evidence.read_text(encoding="utf-8"))
+        schema = evidence.get("schema")
         if schema == matrix.SCHEMA:
             name, body = "matrix", matrix.table(matrix.load(args.evidence))
+        elif schema == "mmkern-gate-power/1":
+            name, body = args.evidence.stem, power_table(evidence)
         else:
             name, body = "bench", bench_table(results.load(args.evidence), args.short)
         old = args.document.read_text(encoding="utf-8")

@@ -2,9 +2,7 @@
 
 from html import escape
 
-import numpy as np
-
-from mmkern.bench import plots, results, tables
+from mmkern.bench import compare, plots, plots_lines, results, tables
 
 CSS = """
 body{font:16px/1.45 system-ui,sans-serif;color:#222;background:#fff;max-width:76rem;
@@ -25,21 +23,23 @@ dt{color:#666}dd{margin:0;overflow-wrap:anywhere}.small{font-size:.85rem;color:#
 """
 
 
-def write(found, path):
-    """Write the report of a result, whole or not at all."""
-    results.write_text(path, render(found))
+def write(found, path, before=None):
+    """Write the report of a result, whole or not at all; ``before``: a result to compare with."""
+    results.write_text(path, render(found, before))
 
 
-def render(found):
-    """The HTML of a result."""
+def render(found, before=None):
+    """The HTML of a result, with what changed since ``before``."""
     rows = found["rows"]
     ops = [row for row in rows if row["kind"] == "op"]
     models = [row for row in rows if row["kind"] == "model"]
     environment = found["environment"]
     parts = [
         f"<h1>mmkern benchmark: {escape(environment['cpu'])}</h1>",
-        _summary(found, ops + models),
+        f"<p>{escape(' '.join(results.summary(found)))}</p>",
+        _changes(before, found),
         _failures(found),
+        _plots("At a glance: times faster", [plots.speedups(plots.by_op(ops + models), "by op")]),
         _losses(rows),
         _plots("Ops: times faster", [plots.speedups(group, d) for d, group in _by_dtype(ops)]),
         _plots(
@@ -50,9 +50,16 @@ def render(found):
             [plots.limits(group, found["peaks"], d) for d, group in _by_dtype(ops)],
         ),
         _limits_text(found["peaks"]),
-        _table(ops + models),
+        _plots(
+            "Roofline",
+            [plots_lines.roofline(group, found["peaks"], d) for d, group in _by_dtype(ops)],
+        ),
+        _plots("Peak memory of a call", map(plots_lines.memory, found.get("memory", []))),
+        _table(ops + models, found["peaks"]),
+        _stages(models),
         _overhead([row for row in rows if row["kind"] == "overhead"]),
         _method(found),
+        _peers(found.get("peers", {})),
         _environment(found),
     ]
     return (
@@ -67,27 +74,6 @@ def render(found):
 def _by_dtype(rows):
     dtypes = dict.fromkeys(row["dtype"] for row in rows)
     return [(dtype, [row for row in rows if row["dtype"] == dtype]) for dtype in dtypes]
-
-
-def _summary(found, rows):
-    sentences = []
-    for name, words in (("eager", "eager PyTorch"), ("compile", "torch.compile")):
-        values = [r["ratios"][name]["value"] for r in rows if name in r["ratios"]]
-        if values:
-            ahead = sum(value >= 1 for value in values)
-            mean = float(np.exp(np.mean(np.log(values))))
-            sentences.append(
-                f"Against {words}, mmkern is ahead in {ahead} of {len(values)} rows; the geometric "
-                f"mean of the ratios is {mean:.2f}."
-            )
-    reference = sum(row["backend"] == "reference" for row in rows)
-    if reference:
-        sentences.append(
-            f"In {reference} rows mmkern had no kernel for the whole call here, so that its plain "
-            "PyTorch reference ran somewhere."
-        )
-    sentences.append(f"Inputs: {found['inputs']}.")
-    return f"<p>{escape(' '.join(sentences))}</p>"
 
 
 def _failures(found):
@@ -105,7 +91,7 @@ def _failures(found):
     ]
     groups = (
         ("Failed", failed), ("Not run: the run was interrupted", missing),
-        ("Baselines that raised", baselines), ("Remarks", notes),
+        ("Baselines and peers without a time", baselines), ("Remarks", notes),
     )  # fmt: skip
     return "".join(f"<h2>{title}</h2>{_list(texts)}" for title, texts in groups if texts)
 
@@ -116,7 +102,9 @@ def _list(texts):
 
 def _losses(rows):
     lines = tables.loss_lines(rows)
-    body = _list(lines) if lines else "<p>Nowhere in this run.</p>"
+    body = _list(lines) if lines else "<p>In time, nowhere in this run.</p>"
+    memory = tables.memory_loss_lines(rows)
+    body += f"<p>In memory:</p>{_list(memory)}" if memory else ""
     return f"<h2>Where mmkern loses</h2>{body}"
 
 
@@ -138,45 +126,99 @@ def _limits_text(peaks):
     )
 
 
-def _table(rows):
+HEAD = (
+    "row", "where from", "dtype", "eager ms", "compile ms", "mmkern ms", "vs eager", "vs compile",
+    "reached", "of limit", "error", "repeats", "MiB", "eager MiB", "ran on",
+)  # fmt: skip
+
+
+def _table(rows, peaks):
     if not rows:
         return ""
-    head = (
-        "row", "where from", "dtype", "eager ms", "compile ms", "mmkern ms", "vs eager",
-        "vs compile", "error", "ran on",
-    )  # fmt: skip
-    cells = "".join(f"<th>{name}</th>" for name in head)
-    body = "".join(_table_rows(row) for row in rows)
+    cells = "".join(f"<th>{name}</th>" for name in HEAD)
+    body = "".join(_table_rows(row, peaks) for row in rows)
     return (
         f'<h2>All rows</h2><div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
-        '<p class="small">Times are medians. "vs" is the median of the ratios within rounds, with '
-        "its 95 % interval; above 1, mmkern is faster. Shaded rows are slower than a baseline. "
-        "Error: the largest against float64, as a multiple of eager's.</p>"
+        '<p class="small">Times are medians, mmkern\'s with its 95 % interval. "vs" is the median '
+        "of the ratios within rounds, with its 95 % interval; above 1, mmkern is faster. Shaded "
+        "rows are slower than a baseline. Error: the largest against float64, as a multiple of "
+        "eager's. Repeats: whether a second call gave the same bits. MiB: memory of a call at its "
+        "peak, outputs and scratch included.</p>"
     )
 
 
-def _table_rows(row):
+def _table_rows(row, peaks):
     where = f"{row['model']}: {row['shape']}" + (f" ({row['scale']})" if row["scale"] else "")
     start = [results.label(row), where, row["dtype"]]
     if row["status"] == "failed":
         cells = "".join(f"<td>{escape(text)}</td>" for text in start)
-        return f'<tr class="failed">{cells}<td colspan="7">{escape(row["message"])}</td></tr>'
+        rest = len(HEAD) - len(start)
+        return f'<tr class="failed">{cells}<td colspan="{rest}">{escape(row["message"])}</td></tr>'
     lost = any(r["value"] < 1 for r in row["ratios"].values())
-    contestants = (*tables.BASELINES, "mmkern")
+    share, speed = plots.achieved(row, peaks, "mmkern") or (None, "-")
     texts = [
         *start,
-        *(tables.milliseconds(results.milliseconds(row, c)) for c in contestants),
+        *(tables.milliseconds(results.milliseconds(row, c)) for c in tables.BASELINES),
+        tables.interval(row, "mmkern"),
         *(tables.times_faster(row, c) for c in tables.BASELINES),
+        speed,
+        "-" if share is None else f"{100 * share:.0f} %",
         tables.error(row),
+        {True: "yes", False: "no"}.get(row.get("repeatable"), "-"),
+        *(tables.mebibytes(results.peak_bytes(row, n)) for n in ("mmkern", "eager")),
         row["backend"],
     ]
     lines = [_line(texts, "lost" if lost else "")]
     for name in row["times"]:
-        if name not in contestants:
+        if name not in (*tables.BASELINES, "mmkern"):
             time = tables.milliseconds(results.milliseconds(row, name))
             faster = tables.times_faster(row, name)
-            lines.append(_line([f"or: {name}", "", "", time, "", "", faster, "", "", ""], "rival"))
+            texts = [f"or: {name}", "", "", time, "", "", faster]
+            lines.append(_line(texts + [""] * (len(HEAD) - len(texts)), "rival"))
     return "".join(lines)
+
+
+def _stages(models):
+    """The parts of each model, eager's time and mmkern's."""
+    lines = []
+    for row in models:
+        parts = row.get("stages", [])
+        whole = sum(part["times"].get("eager", 0) for part in parts)
+        for part in parts:
+            eager, ours = (part["times"].get(n) for n in ("eager", "mmkern"))
+            share = f"{100 * eager / whole:.0f} %" if eager and whole else "-"
+            faster = f"{eager / ours:.2f}" if eager and ours and ours > 0 else "-"
+            title = f"{results.label(row)} {tables.SHORT[row['dtype']]}"
+            times = [tables.milliseconds(eager), tables.milliseconds(ours)]
+            lines.append(_line([title, part["name"], share, *times, faster], ""))
+    if not lines:
+        return ""
+    head = "".join(
+        f"<th>{n}</th>" for n in ("model", "part", "of eager", "eager ms", "mmkern ms", "ratio")
+    )
+    return (
+        f'<h2>Parts of the models</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}'
+        '</table></div><p class="small">Medians of a few calls with hooks around the parts; the '
+        'ratios of whole models are in the table above. "rest" is what no part accounts for: a '
+        "kernel that the block around the parts calls counts there.</p>"
+    )
+
+
+def _changes(before, found):
+    if before is None:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in compare.HEAD)
+    body = "".join(_line(cells, "") for cells in compare.changes(before, found))
+    only = {"only before": [], "only after": []}
+    for text, row in compare.unshared(before, found):
+        only[text].append(f"{results.label(row)} {row['dtype']}")
+    since = f"{before['environment']['date']}, {before['environment']['commit']}"
+    return (
+        f'<h2>Changes since {escape(since)}</h2><div class="scroll"><table><tr>{head}</tr>{body}'
+        '</table></div><p class="small">Before &rarr; after. The change is that of the ratio that '
+        "fell most: ratios were measured within each run, milliseconds at different times.</p>"
+        + _list([f"{text}: {', '.join(names)}" for text, names in only.items() if names])
+    )
 
 
 def _line(texts, style):
@@ -214,6 +256,11 @@ def _method(found):
         "plus one rounding (three times for gradients), the row fails and has no time."
         f"{compiled}</p>"
     )
+
+
+def _peers(absent):
+    texts = [f"{name}: {why}" for name, why in absent.items()]
+    return f"<h2>Peers that took no part</h2>{_list(texts)}" if texts else ""
 
 
 def _environment(found):

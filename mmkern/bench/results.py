@@ -44,6 +44,7 @@ missing shows as "-".
 import csv
 import io
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -103,6 +104,34 @@ def losses(rows):
     """(row, contestant) wherever mmkern is slower, worst first."""
     found = [(row, name) for row in rows for name, r in row["ratios"].items() if r["value"] < 1]
     return sorted(found, key=lambda pair: pair[0]["ratios"][pair[1]]["value"])
+
+
+def summary(found):
+    """Sentences on a result: where mmkern stands, and how far the machine could be trusted."""
+    rows = [row for row in found["rows"] if row["kind"] != "overhead"]
+    sentences = []
+    for name, words in (("eager", "eager PyTorch"), ("compile", "torch.compile")):
+        values = [r["ratios"][name]["value"] for r in rows if name in r["ratios"]]
+        if values:
+            ahead = sum(value >= 1 for value in values)
+            mean = math.exp(sum(map(math.log, values)) / len(values))
+            sentences.append(
+                f"Against {words}, mmkern is ahead in {ahead} of {len(values)} rows; the geometric "
+                f"mean of the ratios is {mean:.2f}."
+            )
+    if noise := found.get("noise"):
+        sentences.append(
+            f"Noise floor: two equal contestants differed by {100 * max(noise['differences']):.1f} "
+            f"% at most in {len(noise['differences'])} tries, with intervals of "
+            f"{100 * max(noise['half_widths']):.1f} % to either side."
+        )
+    reference = sum(row["backend"] == "reference" for row in rows)
+    if reference:
+        sentences.append(
+            f"In {reference} rows mmkern had no kernel for the whole call here, so that its plain "
+            "PyTorch reference ran somewhere."
+        )
+    return [*sentences, f"Inputs: {found['inputs']}."]
 
 
 def failures(rows):

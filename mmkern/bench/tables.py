@@ -15,6 +15,20 @@ def milliseconds(value):
     return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def mebibytes(value):
+    """Bytes in MiB, "-" for None."""
+    return "-" if value is None else f"{value / 2**20:.1f}"
+
+
+def interval(row, contestant):
+    """The median time with its interval, as text: "1.52 (1.49-1.55)"."""
+    time = row["times"].get(contestant, {})
+    if "median_ms" not in time:
+        return "-"
+    low, high = (milliseconds(time[f"{end}_ms"]) for end in ("low", "high"))
+    return f"{milliseconds(time['median_ms'])} ({low}-{high})"
+
+
 def times_faster(row, contestant):
     """The ratio with its interval, as text: "1.52 (1.49-1.55)"."""
     found = row["ratios"].get(contestant)
@@ -113,6 +127,17 @@ def loss_lines(rows):
         what = f"{results.label(row)} {row['dtype']} ({row['shape']})"
         lines.setdefault(what, []).append(f"{r['value']:.2f}x {name}{certain}")
     return [f"{what}: {', '.join(ratios)}" for what, ratios in lines.items()]
+
+
+def memory_loss_lines(rows):
+    """One line for each row in which mmkern takes over 10 % and 1 MiB more memory than eager."""
+    lines = []
+    for row in rows:
+        ours, eager = (results.peak_bytes(row, name) for name in ("mmkern", "eager"))
+        if None not in (ours, eager) and ours > 1.1 * eager + 2**20:
+            what = f"{results.label(row)} {row['dtype']} ({row['shape']})"
+            lines.append(f"{what}: {mebibytes(ours)} MiB, eager {mebibytes(eager)}")
+    return lines
 
 
 def print_results(found, console):

@@ -8,9 +8,9 @@ __all__ = ["Entry", "Report", "patch", "unpatch"]
 
 def rules():
     """Every rule, in the order of trial."""
-    from mmkern.patch import common, diffusers, transformers
+    from mmkern.patch import common, diffusers, kimi, transformers
 
-    return [*transformers.RULES, *diffusers.RULES, *common.RULES]
+    return [*transformers.RULES, *diffusers.RULES, *kimi.RULES, *common.RULES]
 
 
 def patch(model, *, include=None, exclude=None, check=True):

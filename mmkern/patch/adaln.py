@@ -200,6 +200,19 @@ def hunyuan_single_block(
     return x[:, :image], x[:, image:]
 
 
+def hunyuan_refiner_block(module, hidden_states, temb, attention_mask=None):
+    """A block of HunyuanVideo's text refiner: gates (B, 1, C) alone, affine norms."""
+    if not layer_norms(module.norm2):
+        return original(module, hidden_states, temb, attention_mask)
+    x = hidden_states
+    branch = module.attn(
+        hidden_states=module.norm1(x), encoder_hidden_states=None, attention_mask=attention_mask
+    )
+    gate, gate2 = module.norm_out(temb)
+    h, y = step(x, branch, gate, module.norm2)
+    return residual(h, module.ff(y), gate2)
+
+
 def wan_block(module, hidden_states, encoder_hidden_states, temb, rotary_emb):
     """Wan: float32 modulation, per sample (B, 6, C) or per token (B, S, 6, C)."""
     x, norm2 = hidden_states, module.norm2
@@ -308,18 +321,23 @@ def lumina_norm(module, x, emb=None):
 def lumina_block(module, hidden_states, attention_mask, image_rotary_emb, temb=None):
     """Lumina2: a norm behind each branch, and gates through tanh."""
     x, norm = hidden_states, module.ffn_norm1
-    if not module.modulation or not _rms(norm):
+    if not _rms(norm):
         return original(module, x, attention_mask, image_rotary_emb, temb)
-    y, gate, scale, gate2 = module.norm1(x, temb)
+    gate = scale = gate2 = None
+    if module.modulation:
+        y, gate, scale, gate2 = module.norm1(x, temb)
+        gate, gate2 = gate.tanh(), gate2.tanh()
+    else:  # the refiner of the text
+        y = module.norm1(x)
     branch = module.attn(
         hidden_states=y, encoder_hidden_states=y, attention_mask=attention_mask,
         image_rotary_emb=image_rotary_emb,
     )  # fmt: skip
     x, y = mmkern.gated_modulate(
-        x, module.norm2(branch).to(x.dtype), _fit(gate.tanh(), x), None, _fit(scale, x),
+        x, module.norm2(branch).to(x.dtype), _fit(gate, x), None, _fit(scale, x),
         norm="rms", weight=norm.weight, eps=norm.eps,
     )  # fmt: skip
-    return residual(x, module.ffn_norm2(module.feed_forward(y)), gate2.tanh())
+    return residual(x, module.ffn_norm2(module.feed_forward(y)), gate2)
 
 
 def _tokens(mod):

@@ -8,6 +8,7 @@ deep copy or a pickle of the model carries its own way back.
 
 import fnmatch
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +47,11 @@ class Rule:
     def changes(self, module):
         if self.swaps is not None:
             return self.swaps(module)
-        return [(module, "forward", functools.partial(self.forward, module))]
+        new = functools.partial(self.forward, module)
+        name = _first_parameter(functools.partial(definer(module).forward, module))
+        if name != _first_parameter(new):
+            new = functools.partial(by_name, self.forward, name, module)
+        return [(module, "forward", new)]
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,19 @@ class Report:
             "  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[4]])
             for row in table
         )
+
+
+def _first_parameter(function):
+    return next(iter(inspect.signature(function).parameters), None)
+
+
+def by_name(forward, name, module, *args, **kwargs):
+    """A replacement for whose input the class's forward has another name, here called by that."""
+    if not args:
+        if name not in kwargs:
+            return original(module, **kwargs)  # which raises what the class raises
+        args = (kwargs.pop(name),)
+    return forward(module, *args, **kwargs)
 
 
 def qualified(cls):

@@ -96,6 +96,11 @@ def _wan_inputs(m, sample):
     return (sample(2, 8, width), sample(2, 3, width), sample(2, 6, width), None), {}
 
 
+def _refiner_inputs(m, sample):
+    width = m.norm1.normalized_shape[0]
+    return (sample(2, 7, width), sample(2, width)), {}
+
+
 def _qwen_inputs(m, sample):
     return (sample(2, 7, m.dim), sample(2, 3, m.dim), None, sample(2, m.dim)), {}
 
@@ -139,6 +144,8 @@ BLOCKS = [
     (f"{T}hunyuan_video.HunyuanVideoTransformerBlock", adaln.hunyuan_block, _streams, _PAIR),
     (f"{T}hunyuan_video.HunyuanVideoSingleTransformerBlock", adaln.hunyuan_single_block, _streams,
      _PAIR),
+    (f"{T}hunyuan_video.HunyuanVideoIndividualTokenRefinerBlock", adaln.hunyuan_refiner_block,
+     _refiner_inputs, (("attn", SingleStub()), *_FF)),
     (f"{T}lumina2.Lumina2TransformerBlock", adaln.lumina_block, _lumina_block_inputs,
      (("attn", SingleStub()), *_FF)),
     (f"{T}qwenimage.QwenImageTransformerBlock", adaln.qwen_block, _qwen_inputs, _PAIR),
@@ -189,9 +196,10 @@ def _parallel_inputs(m, sample):
 
 
 def _wan_attention_inputs(m, sample):
-    x, context = sample(2, 5, m.to_q.in_features), sample(2, 3, m.to_q.in_features)
+    x = sample(2, 5, m.to_q.in_features)
     if m.is_cross_attention:
-        return (x, context), {}
+        length = 3 if m.add_k_proj is None else processors.Wan.TEXT + 3
+        return (x, sample(2, length, m.to_k.in_features)), {}
     tables = _tables(sample, 5, m.inner_dim // m.heads)
     return (x,), {"rotary_emb": tuple(t[None, :, None] for t in tables)}
 

@@ -208,19 +208,28 @@ class Flux2Parallel(Processor):
 class Wan(Processor):
     """WanAttnProcessor: QK-norm across heads, tables (1, S, 1, D)."""
 
+    TEXT = 512
+
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None
     ):
         x, context = hidden_states, encoder_hidden_states
-        if self.foreign(attn) or attn.add_k_proj is not None:
+        if self.foreign(attn):
             return self.original(attn, x, context, attention_mask, rotary_emb)
-        context = x if context is None else context
+        context, image = x if context is None else context, None
+        if attn.add_k_proj is not None:
+            # image to video: the image's tokens stand before the text, whose length diffusers fixes
+            image, context = context.tensor_split([context.shape[1] - self.TEXT], dim=1)
         q, k, v = attn.to_q(x), attn.to_k(context), attn.to_v(context)
         q, k = attn.norm_q(q), attn.norm_k(k)
         q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in (q, k, v))
         if rotary_emb is not None:
             q, k = mmkern.rope(q, k, *(t.squeeze(2) for t in rotary_emb), interleaved=True)
-        return output(attn, attend(q, k, v, attention_mask))
+        out = attend(q, k, v, attention_mask)
+        if image is not None:
+            k, v = attn.norm_added_k(attn.add_k_proj(image)), attn.add_v_proj(image)
+            out = out + attend(q, *(t.unflatten(-1, (attn.heads, -1)) for t in (k, v)))
+        return output(attn, out)
 
 
 class Qwen(Processor):

@@ -3,6 +3,7 @@
 import functools
 
 from torch import nn
+from torch.nn import functional as F
 
 import mmkern
 from mmkern.patch import doors, forwards
@@ -116,16 +117,71 @@ VISION_ATTENTION = [
 ]  # fmt: skip
 
 
+def pooling_head(module, hidden_state):
+    """SigLIP's: one learned query over all tokens, then norm and MLP with a residual."""
+    attn, norm = module.attention, module.layernorm
+    if not (plain(attn, nn.MultiheadAttention) and plain(norm, nn.LayerNorm)) or (
+        module.training and attn.dropout
+    ):
+        return original(module, hidden_state)
+    width = attn.embed_dim
+    (w_q, w_kv), (b_q, b_kv) = (
+        t.split([width, 2 * width]) for t in (attn.in_proj_weight, attn.in_proj_bias)
+    )
+    q = F.linear(module.probe, w_q, b_q).expand(hidden_state.shape[0], -1, -1)
+    k, v = F.linear(hidden_state, w_kv, b_kv).chunk(2, -1)
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)) for t in (q, k, v))
+    x = attn.out_proj(mmkern.attention(q, k, v).flatten(2))
+    y = mmkern.modulate(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    return (x + module.mlp(y))[:, 0]
+
+
+def _refuse_head(module):
+    attn = module.attention
+    if attn.in_proj_bias is None or not attn.batch_first or attn.bias_k is not None:
+        return "its nn.MultiheadAttention has other options than the published one"
+
+
+def _head_inputs(specimen, sample):
+    return (sample(2, 7, specimen.attention.embed_dim),), {}
+
+
+def apply_gate(module, gate_up):
+    """silu(gate) * up of all routed rows, in the middle of transformers' fast experts."""
+    return mmkern.glu(gate_up, activation=forwards.activation_name(module.act_fn))
+
+
+def _experts(path, module):
+    return all(
+        hasattr(module, name) for name in ("_apply_gate", "gate_up_proj", "has_gate", "act_fn")
+    ) and qualified(type(module)).startswith(M)
+
+
+def _refuse_experts(module):
+    from transformers.integrations.moe import _default_apply_gate
+
+    if type(module)._apply_gate is not _default_apply_gate or not module.has_gate:
+        return "it has a gate of its own"
+    if forwards.activation_name(module.act_fn) is None:
+        return f"its activation {type(module.act_fn).__name__} is not one of mmkern.glu's"
+    if module.config._experts_implementation == "eager":
+        return "its experts_implementation is 'eager', which computes the gate by itself"
+
+
+def _use_gate(module):
+    return [(module, "_apply_gate", functools.partial(apply_gate, module))]
+
+
 class Stub(nn.Module):
     """Stands for a block's attention in a probe: the block's own arithmetic is what is checked."""
 
-    def __init__(self, pair):
+    def __init__(self, returns):
         super().__init__()
-        self.pair = pair
+        self.returns = returns
 
     def forward(self, hidden_states, *args, **kwargs):
         flipped = hidden_states.flip(-1)
-        return (flipped, None) if self.pair else flipped
+        return flipped if self.returns == 1 else (flipped, *(None,) * (self.returns - 1))
 
 
 # layers with one norm before each branch: norm1, attention, norm2, MLP; the positional parameters
@@ -164,7 +220,7 @@ def _block(cls, names, parameters, pair):
     forward = functools.partial(
         forwards.checkpointed, functools.partial(forwards.pre_norm_block, names, parameters)
     )
-    stubs = ((names[1], Stub(pair)), (names[3], nn.Identity()))
+    stubs = ((names[1], Stub(2 if pair else 1)), (names[3], nn.Identity()))
     ops = "rms_norm with residual" if names is _TEXT else "gated_modulate (LayerNorm)"
     return Rule("residual_norm", ops, of_class(f"{M}*.{cls}"), forward, inputs, stubs=stubs)
 
@@ -202,4 +258,10 @@ RULES = [
         for cls in TEXT_ATTENTION
     ),
     *(_block(*row) for row in BLOCKS),
+    Rule(
+        "pooling_head", "attention, modulate",
+        of_class(f"{M}siglip.modeling_siglip.SiglipMultiheadAttentionPoolingHead"), pooling_head,
+        _head_inputs, _refuse_head,
+    ),
+    Rule("experts", "glu", _experts, refuse=_refuse_experts, swaps=_use_gate),
 ]  # fmt: skip

@@ -1,0 +1,85 @@
+"""Kimi-VL by structure: classes with the names of its repository's own code."""
+
+import pytest
+import torch
+from tiny_models import one_thread  # noqa: F401
+from torch.utils.checkpoint import checkpoint
+
+import mmkern
+
+pytest.importorskip("transformers")
+
+from patch_checks import counts
+from patch_kimi import MoonViTEncoderLayer
+from patch_models import build
+
+
+def test_one_packed_attention_call_per_vision_layer(monkeypatch):
+    model, inputs = build("kimi_vl")
+    mmkern.patch(model)
+    calls = []
+    attention = mmkern.attention
+    monkeypatch.setattr(mmkern, "attention", lambda *a, **o: calls.append(o) or attention(*a, **o))
+    model(**inputs)
+    assert [c["cu_seqlens_q"].tolist() for c in calls] == [[0, 24, 32]] * 2
+
+
+def test_a_text_layer_returns_what_was_asked_for():
+    model, inputs = build("kimi_vl")
+    wanted = model(**inputs, output_attentions=True)[1]
+    mmkern.patch(model)
+    got = model(**inputs, output_attentions=True)[1]
+    assert len(got) == 2
+    torch.testing.assert_close(got, wanted)
+
+
+def test_the_published_eager_attention_is_left():
+    """It attends across images, so its layer is not what the swap computes."""
+    model, _ = build("kimi_vl")
+    for block in model.vision_tower.encoder.blocks:
+        block.attn_implementation = "eager"
+    left = mmkern.patch(model).left
+    assert [e.rule for e in left] == ["vision_block"] * 2 and "differs" in left[0].reason
+
+
+def test_flash_attention_is_swapped_where_it_cannot_run():
+    model, inputs = build("kimi_vl")
+    wanted = model(**inputs)[0]
+    for block in model.vision_tower.encoder.blocks:
+        block.attn_implementation = "flash_attention_2"
+    assert not mmkern.patch(model).left
+    torch.testing.assert_close(model(**inputs)[0], wanted)
+    assert model.vision_tower.encoder.blocks[0].attn_implementation == "flash_attention_2"
+
+
+def test_layers_that_take_the_longest_segment():
+    torch.manual_seed(0)
+    layer, x = MoonViTEncoderLayer(4, 32, 48), torch.randn(9, 32)
+    angle = torch.randn(9, 4)
+    arguments = (x, torch.tensor([0, 3, 9], dtype=torch.int32), 6)
+    freqs = torch.polar(torch.ones_like(angle), angle)
+    wanted = layer(*arguments, rope_freqs_cis=freqs)
+    report = mmkern.patch(layer)
+    assert counts(report) == {"vision_block": 1, "mlp": 1}
+    torch.testing.assert_close(layer(*arguments, rope_freqs_cis=freqs), wanted)
+    torch.testing.assert_close(layer(*arguments, freqs), wanted)
+
+
+def test_text_layers_recompute_under_checkpoint():
+    """As the published model asks for it: around the call of each layer."""
+    model, _ = build("kimi_vl")
+    mmkern.patch(model)
+    x, calls, results = torch.randn(2, 5, 48), [], []
+    for layer in model.language_model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+        calls.clear()
+        leaf = x.clone().requires_grad_()
+        y = leaf
+        for layer in model.language_model.model.layers:
+            (y,) = run(layer.__call__, y)
+        y.square().sum().backward()
+        results.append((len(calls), y.detach(), leaf.grad))
+    (once, *plain), (twice, *again) = results
+    assert (once, twice) == (2, 4)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
