@@ -142,6 +142,7 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
+	$(BIN)/python benchmarks/ascendc_estimate.py --check
 	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check

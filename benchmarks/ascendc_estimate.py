@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from mmkern.bench import results as bench_results
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/ascendc.json"
 DOCS = ROOT / "docs/ascend.md"
@@ -112,11 +114,12 @@ def table(results):
         busy = sorted(row["busy"].items(), key=lambda item: -item[1])
         pipes = ", ".join(f"{pipe} {cycles}" for pipe, cycles in busy[:4])
         pipe, cycles = busy[0]
-        bound = f"{pipe}: {cycles / row['end']:.0%} of the time"
+        bound = f"{pipe}, busy {cycles / row['end']:.0%} of the time"
         if row["cube_of_peak"]:
-            bound += f"; cube at {row['cube_of_peak']:.0%} of its peak"
-        if "hbm" in row:
-            bound += f"; HBM alone would take {row['hbm']}, {row['hbm'] / row['end']:.0%}"
+            bound += f"; the cube at {row['cube_of_peak']:.0%} of its peak"
+        if row.get("hbm", 0) > row["end"]:
+            share = row["end"] / row["hbm"]
+            bound = f"HBM: {row['hbm']} for what must be moved; the pipes need {share:.0%} of that"
         lines.append(f"| {name}: {row['what']} | {row['end']} | {pipes} | {bound} |")
     return "\n".join(lines)
 
@@ -125,8 +128,9 @@ def main():
     """Run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare, run and write nothing")
+    parser.add_argument("--table", action="store_true", help="write the table again, run nothing")
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if args.check else measure()
+    results = json.loads(RESULTS.read_text()) if args.check or args.table else measure()
     text = DOCS.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     new = f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
@@ -134,8 +138,9 @@ def main():
         if new != text:
             print(f"{DOCS}: its table is not what {RESULTS.name} makes")
         return int(new != text)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    DOCS.write_text(new, encoding="utf-8")
+    if not args.table:
+        bench_results.write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    bench_results.write_text(DOCS, new)
     return 0
 
 
