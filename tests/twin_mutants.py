@@ -39,8 +39,7 @@ MUTANTS = [
     (
         "modulate_backward.cpp",
         "modulate_backward",
-        "AscendC::SetFlag<AscendC::HardEvent::V_MTE3>(event);\n"
-        "    AscendC::WaitFlag<AscendC::HardEvent::V_MTE3>(event);",
+        "AscendC::WaitFlag<AscendC::HardEvent::V_MTE3>(event);",
         "",
     ),
     (
@@ -98,7 +97,7 @@ MUTANTS = [
     ("gemm.h", "linear", "l1_, 2 * (kMaxTileM", "l1_, 3 * (kMaxTileM"),
     ("gemm.h", "linear", "ring_[slot * t_.tile_m", "ring_[0 * t_.tile_m"),
     ("gemm.h", "linear", "Max(m, 2)", "m"),
-    ("gemm.h", "linear", "if (tile.m == 1) LoadColumns", "if (tile.m == 0) LoadColumns"),
+    ("gemm.h", "linear", "src[i * kFractal]", "src[i * across * kFractal]"),
     ("gemm.h", "linear", "b[k * AlignUp(tile.n, 16)]", "b[k * t_.tile_n]"),
     ("epilogue.h", "linear", "AscendC::CrossCoreWaitFlag(kTileReady);", ""),
     ("epilogue.h", "linear", "AscendC::CrossCoreSetFlag<2, PIPE_MTE2>(kTileFree);", ""),
@@ -141,7 +140,12 @@ MUTANTS = [
     ),
     ("attention_vector.h", "attention", "Sub(factor, max, next,", "Sub(factor, next, max,"),
     ("attention_vector.h", "attention", "Min(kSoftmaxRows, rows_ - r)", "kSoftmaxRows"),
-    ("attention_vector.h", "attention", "AscendC::Duplicate(sum_, 0.0f, kHalf);", ""),
+    (
+        "attention_vector.h",
+        "attention",
+        "AscendC::Duplicate(sum_buffer_.template Get<float>(), 0.0f, kHalf * width_);",
+        "",
+    ),
     ("attention_vector.h", "attention", "Below(end - c)", "Below(end)"),
     ("attention_vector.h", "attention", "row) + 1 - first", "row) - first"),
     ("attention_item.h", "attention", "Min(kKeys, end - begin - block * kKeys)", "kKeys"),
