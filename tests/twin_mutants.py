@@ -39,6 +39,12 @@ MUTANTS = [
     (
         "modulate_backward.cpp",
         "modulate_backward",
+        "AscendC::WaitFlag<AscendC::HardEvent::V_MTE3>(event);",
+        "",
+    ),
+    (
+        "modulate_backward.cpp",
+        "modulate_backward",
         "AscendC::SetFlag<AscendC::HardEvent::MTE3_V>(event);\n"
         "    AscendC::WaitFlag<AscendC::HardEvent::MTE3_V>(event);",
         "",
@@ -91,6 +97,7 @@ MUTANTS = [
     ("gemm.h", "linear", "l1_, 2 * (kMaxTileM", "l1_, 3 * (kMaxTileM"),
     ("gemm.h", "linear", "ring_[slot * t_.tile_m", "ring_[0 * t_.tile_m"),
     ("gemm.h", "linear", "Max(m, 2)", "m"),
+    ("gemm.h", "linear", "src[i * kFractal]", "src[i * across * kFractal]"),
     ("gemm.h", "linear", "b[k * AlignUp(tile.n, 16)]", "b[k * t_.tile_n]"),
     ("epilogue.h", "linear", "AscendC::CrossCoreWaitFlag(kTileReady);", ""),
     ("epilogue.h", "linear", "AscendC::CrossCoreSetFlag<2, PIPE_MTE2>(kTileFree);", ""),
@@ -133,12 +140,13 @@ MUTANTS = [
     ),
     ("attention_vector.h", "attention", "Sub(factor, max, next,", "Sub(factor, next, max,"),
     ("attention_vector.h", "attention", "Min(kSoftmaxRows, rows_ - r)", "kSoftmaxRows"),
+    (
+        "attention_vector.h",
+        "attention",
+        "AscendC::Duplicate(sum_buffer_.template Get<float>(), 0.0f, kHalf * width_);",
+        "",
+    ),
     ("attention_vector.h", "attention", "Below(end - c)", "Below(end)"),
     ("attention_vector.h", "attention", "row) + 1 - first", "row) - first"),
     ("attention_item.h", "attention", "Min(kKeys, end - begin - block * kKeys)", "kKeys"),
 ]
-
-#: Faults that change nothing in the cases of twin_cases.py, and are not planted: the flag of
-#: modulate_backward.cpp's StoreSum (a queue orders the store there), gemm.h's tile of one row, and
-#: attention_vector.h's sum_ of zeros (every item there has keys).
-NOT_REACHED = 3

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from twin_cases import CASES
-from twin_mutants import MUTANTS, NOT_REACHED
+from twin_mutants import MUTANTS
 from twin_run import ROOT, Library, compiled
 
 KERNELS = ROOT / "kernels" / "ascendc"
@@ -130,8 +130,7 @@ def main() -> int:
     by_numbers = sum(what == "numbers" for what in caught.values())
     print(
         f"{by_twin + by_numbers} of {len(caught)} planted faults caught: "
-        f"{by_twin} by the twin, {by_numbers} by the numbers; "
-        f"{NOT_REACHED} that no case reaches were not planted"
+        f"{by_twin} by the twin, {by_numbers} by the numbers"
     )
     return 0 if all(caught.values()) else 1
 
