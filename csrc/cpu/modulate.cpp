@@ -5,15 +5,37 @@
 namespace mmkern::MMKERN_ISA {
 namespace {
 
-// y of a row of h, whose values value(i, width) gives and whose sum is known.
+template <class T>
+MMKERN_INLINE Sums sums_of(const T* x, int64_t n) {
+  if constexpr (__is_same(T, bf16_t)) {
+    const vu ones = vu{} + 0x3f803f80u;
+    vf values[4] = {}, squares[4] = {};
+    sweep_bf16_bits<4>(x, n, [&](vu v, int k) MMKERN_BODY {
+      values[k] = dot_bf16_pairs(values[k], v, ones);
+      squares[k] = dot_bf16_pairs(squares[k], v, v);
+    });
+    return {hsum((values[0] + values[1]) + (values[2] + values[3])),
+            hsum((squares[0] + squares[1]) + (squares[2] + squares[3]))};
+  } else {
+    vf2 values[2] = {}, squares[2] = {};
+    sweep_pairs_in_turn(n, [&](int64_t i, auto w, int k) MMKERN_BODY {
+      const vf2 v = load_pair(x + i, w);
+      values[k] = values[k] + v;
+      squares[k] = fma(v, v, squares[k]);
+    });
+    return {hsum(values[0], values[1]), hsum(squares[0], squares[1])};
+  }
+}
+
+// y of a row of h, whose values value(i, width) gives.
 template <class T, bool kStream, class Value>
-MMKERN_INLINE void normalize_row(const ModulateArgs& args, const Coefficients<T>& c, float sum,
-                                 const Value& value, T* y) {
-  const Moments m = moments_of<T>(args.channels, args.norm, args.eps, sum, value);
-  sweep_pairs(args.channels, [&](int64_t i, auto w) MMKERN_BODY {
-    const vf2 xhat = m.normalize(value(i, w));
-    put<kStream>(y + i, fma(xhat, load_pair(c.gain + i), load_pair(c.offset + i)), w);
-  });
+MMKERN_INLINE void modulate_row(const ModulateArgs& args, const Coefficients<T>& c, Sums sums,
+                                const Value& value, T* y) {
+  normalize_row<T>(args.channels, args.norm, args.eps, sums, value,
+                   [&](int64_t i, auto w, vf2 xhat) MMKERN_BODY {
+                     const vf2 gain = load_pair(c.gain + i), offset = load_pair(c.offset + i);
+                     put<kStream>(y + i, fma(xhat, gain, offset), w);
+                   });
 }
 
 template <class T, bool kStream>
@@ -25,8 +47,7 @@ void modulate_rows(const ModulateArgs& args, int64_t begin, int64_t end, float* 
     c.move_to(at);
     const T* x = row_of<T>(args.x, at);
     const auto value = [&](int64_t i, auto w) MMKERN_BODY { return load_pair(x + i, w); };
-    const float sum = args.norm == Norm::kLayer ? sum_pairs<T>(n, value) : 0.0f;
-    normalize_row<T, kStream>(args, c, sum, value, static_cast<T*>(args.y) + row * n);
+    modulate_row<T, kStream>(args, c, sums_of(x, n), value, static_cast<T*>(args.y) + row * n);
   }
 }
 
@@ -41,15 +62,19 @@ void gated_modulate_rows(const ModulateArgs& args, int64_t begin, int64_t end, f
     const T* x = row_of<T>(args.x, at);
     const T* branch = row_of<T>(args.branch, at);
     T* h = static_cast<T*>(args.h) + row * n;
-    const float sum = sum_pairs<T>(n, [&](int64_t i, auto w) MMKERN_BODY {
+    vf2 values[2] = {}, squares[2] = {};
+    sweep_pairs_in_turn(n, [&](int64_t i, auto w, int k) MMKERN_BODY {
       const vf2 v = fma(load_pair(c.gate + i), load_pair(branch + i, w), load_pair(x + i, w));
       put<kStream>(h + i, v, w);
       store_pair(wide_h + i, v);
-      return v;
+      const vf2 kept = keep_pair<T>(v, w);
+      values[k] = values[k] + kept;
+      squares[k] = fma(kept, kept, squares[k]);
     });
     if (args.norm == Norm::kNone) continue;
+    const Sums sums = {hsum(values[0], values[1]), hsum(squares[0], squares[1])};
     const auto value = [&](int64_t i, auto) MMKERN_BODY { return load_pair(wide_h + i); };
-    normalize_row<T, kStream>(args, c, sum, value, static_cast<T*>(args.y) + row * n);
+    modulate_row<T, kStream>(args, c, sums, value, static_cast<T*>(args.y) + row * n);
   }
 }
 

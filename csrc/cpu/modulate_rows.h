@@ -153,16 +153,37 @@ MMKERN_INLINE Moments finish_moments(int64_t n, float eps, float mean, float squ
   return {mean, rstd, -error * rstd};
 }
 
-// The moments of values whose sum is known (RMSNorm does not use it). The variance is taken from
-// the deviations, as a difference of squares would cancel.
-template <class T, class Value>
-MMKERN_INLINE Moments moments_of(int64_t n, Norm norm, float eps, float sum, const Value& value) {
-  const float mean = norm == Norm::kLayer ? sum / static_cast<float>(n) : 0.0f;
+// The sums of a row's values and of their squares.
+struct Sums {
+  float values, squares;
+};
+
+// y_of(i, width, normalised value) for the whole row, whose values value(i, width) gives and whose
+// sums are known.
+//
+// While the mean is no larger than the deviations from it, the variance is power - mean^2 to within
+// two roundings of its own size, and no pass over the row is needed for it. Else that difference
+// cancels, and the variance is taken from the deviations.
+template <class T, class Value, class Body>
+MMKERN_INLINE void normalize_row(int64_t n, Norm norm, float eps, Sums sums, const Value& value,
+                                 const Body& y_of) {
+  const float count = static_cast<float>(n);
+  const float mean = norm == Norm::kLayer ? sums.values / count : 0.0f;
+  const float power = sums.squares / count;
+  const float variance = power - mean * mean;
+  if (mean * mean <= variance) {
+    const float rstd = 1.0f / __builtin_sqrtf(variance + eps);
+    sweep_pairs(n, [&](int64_t i, auto w) MMKERN_BODY {
+      y_of(i, w, fma(value(i, w), pair(rstd), pair(-mean * rstd)));
+    });
+    return;
+  }
   const float squares = sum_pairs<T>(n, [&](int64_t i, auto w) MMKERN_BODY {
     const vf2 deviation = value(i, w) - mean;
     return deviation * deviation;
   });
-  return finish_moments<T>(n, eps, mean, squares, value);
+  const Moments m = finish_moments<T>(n, eps, mean, squares, value);
+  sweep_pairs(n, [&](int64_t i, auto w) MMKERN_BODY { y_of(i, w, m.normalize(value(i, w))); });
 }
 
 }  // namespace mmkern::MMKERN_ISA

@@ -252,28 +252,26 @@ MMKERN_INLINE float sum_pairs(int64_t n, const Value& value) {
   return hsum(sums[0], sums[1]);
 }
 
+// Calls body(bits of kPairLanes elements, k) for a row of bf16, zeros after its last element, with
+// k = 0 ... kChains - 1 in turn.
+template <int kChains, class Body>
+MMKERN_INLINE void sweep_bf16_bits(const bf16_t* x, int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kChains * kPairLanes <= n; i += kChains * kPairLanes) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kChains; ++k) body(load_bits<vu>(x + i + k * kPairLanes), k);
+  }
+  for (; i + kPairLanes <= n; i += kPairLanes) body(load_bits<vu>(x + i), 0);
+  if (i < n) body(load_bf16_part(x + i, Part{static_cast<int>(n - i)}), 1);
+}
+
 // The sum of the squares of n values in memory.
 template <class T>
 MMKERN_INLINE float sum_of_squares(const T* x, int64_t n) {
   if constexpr (__is_same(T, bf16_t)) {
-    constexpr int kChains = 4;  // they hide the latency of the product
-    vf sums[kChains] = {};
-    int64_t i = 0;
-    for (; i + kChains * kPairLanes <= n; i += kChains * kPairLanes) {
-#pragma GCC unroll 4
-      for (int k = 0; k < kChains; ++k) {
-        const vu v = load_bits<vu>(x + i + k * kPairLanes);
-        sums[k] = dot_bf16_pairs(sums[k], v, v);
-      }
-    }
-    for (; i + kPairLanes <= n; i += kPairLanes) {
-      const vu v = load_bits<vu>(x + i);
-      sums[0] = dot_bf16_pairs(sums[0], v, v);
-    }
-    if (i < n) {
-      const vu v = load_bf16_part(x + i, Part{static_cast<int>(n - i)});
-      sums[1] = dot_bf16_pairs(sums[1], v, v);
-    }
+    vf sums[4] = {};  // they hide the latency of the product
+    sweep_bf16_bits<4>(x, n, [&](vu v, int k)
+                                 MMKERN_BODY { sums[k] = dot_bf16_pairs(sums[k], v, v); });
     return hsum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   } else {
     vf2 sums[2] = {};
