@@ -53,13 +53,9 @@ MMKERN_INLINE void scale_row(int64_t n, const float* weight, float rstd, const V
 template <class T, class Out, Cast kCast, bool kStream>
 void norm_rows(const RmsNormArgs& args, int64_t begin, int64_t end, const float* weight) {
   const int64_t n = args.channels;
-  const auto x_of = [&](int64_t row) { return row_at<T>(args.x, args.shape, row); };
-  float squares = sum_of_squares(x_of(begin), n);
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = x_of(row);
-    const float rstd = rstd_of(power_of(args, squares));
-    // The next row's sum hides the latency of this row's root.
-    if (row + 1 < end) squares = sum_of_squares(x_of(row + 1), n);
+    const T* x = row_at<T>(args.x, args.shape, row);
+    const float rstd = rstd_of(power_of(args, sum_of_squares(x, n)));
     const auto value = [&](int64_t i, auto w) MMKERN_BODY { return load_pair(x + i, w); };
     scale_row<T, Out, kCast, kStream>(n, weight, rstd, value, static_cast<Out*>(args.y) + row * n);
   }

@@ -86,7 +86,7 @@ inline at::Tensor no_tensor(const at::Tensor& like) { return at::empty({0}, like
 // gains from non-temporal stores (1.3-1.7x) and loses by them where they are smaller (1.5-2x).
 // A constant, the size on the Zen 4 machine of that measurement: inside a virtual machine sysconf
 // can be ten times off.
-inline bool larger_than_cache(size_t bytes) { return bytes > (size_t{32} << 20); }
+inline bool larger_than_cache(size_t bytes) { return bytes >= (size_t{32} << 20); }
 
 // True if whole vectors of rows of the contiguous tensor t can be stored non-temporally.
 inline bool has_aligned_rows(const at::Tensor& t) {
