@@ -71,18 +71,19 @@ def test_a_selection_is_saved_and_compared(tmp_path):
 
 
 def test_a_backward_alone_runs_without_being_timed(tmp_path):
-    row = "glu-qwen3_0_6b-float32-bwd"
-    done = suite(tmp_path, f"{row} and (mmkern or eager)", "--benchmark-disable")
+    row = "rope-qwen3_vl_vision_1k-float32-bwd"
+    done = suite(tmp_path, f"{row}-mmkern", "--benchmark-disable")
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert "1 passed" in done.stdout
 
 
 def test_op_dtype_pass_and_contestant_select():
-    ids = collected("glu and bfloat16 and fwd+bwd and mmkern")
-    assert ids == ["glu-qwen3_0_6b-bfloat16-fwd+bwd-mmkern"]
-    blocks = collected("flux-single and bfloat16")
+    ids = collected("(glu and bfloat16 and fwd+bwd and mmkern) or (flux-single and bfloat16)")
     contestants = ("eager", "compile", "mmkern")
-    assert blocks == [f"flux-single-bfloat16-{name}" for name in contestants]
+    assert set(ids) == {
+        "glu-qwen3_0_6b-bfloat16-fwd+bwd-mmkern",
+        *(f"flux-single-bfloat16-{name}" for name in contestants),
+    }
 
 
 class Event:

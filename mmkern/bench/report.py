@@ -46,7 +46,7 @@ def render(found, before=None):
         _changes(before, found),
         _failures(found),
         _plots("At a glance: times faster", [plots.speedups(plots.by_op(ops + models), "by op")]),
-        _losses(rows),
+        _losses(found),
         _plots("Ops: times faster", [plots.speedups(group, d) for d, group in _by_dtype(ops)]),
         _plots(
             "Models: times faster", [plots.speedups(group, d) for d, group in _by_dtype(models)]
@@ -106,10 +106,10 @@ def _list(texts):
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
-def _losses(rows):
-    lines = tables.loss_lines(rows)
+def _losses(found):
+    lines = tables.loss_lines(found["rows"])
     body = _list(lines) if lines else "<p>In time, nowhere in this run.</p>"
-    memory = tables.memory_loss_lines(rows)
+    memory = tables.memory_loss_lines(found)
     body += f"<p>In memory:</p>{_list(memory)}" if memory else ""
     return f"<h2>Where mmkern loses</h2>{body}"
 
