@@ -118,12 +118,16 @@ def binder(case, kwargs, passes, outs, seed):
 
     def step(function):
         results = as_tuple(function(**leaves))
+        if results[0] is NotImplemented:
+            return NotImplemented
         grads = torch.autograd.grad(results, inputs, gradients)
         return (*(r.detach() for r in results), *grads)
 
     def backward(function):
         with torch.enable_grad():
             results = as_tuple(function(**leaves))
+        if results[0] is NotImplemented:
+            return lambda: NotImplemented
         return functools.partial(torch.autograd.grad, results, inputs, gradients, retain_graph=True)
 
     both = lambda function: functools.partial(step, function)  # noqa: E731
