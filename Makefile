@@ -46,10 +46,12 @@ twin-examples: $(VENV)/installed ## public AscendC examples on the twin: make tw
 
 # One target of each compiler: sm_100 alone takes longer than these.
 gpu-gate: $(VENV)/installed ## compile every Triton kernel for two GPUs, without one, and compare
+	$(BIN)/python benchmarks/gpu_launches.py --check
 	$(BIN)/python benchmarks/gpu_gate.py --check --target sm_90 --target gfx942
 
 .PHONY: gpu-gate-full
 gpu-gate-full: $(VENV)/installed ## the same for all four
+	$(BIN)/python benchmarks/gpu_launches.py --check
 	$(BIN)/python benchmarks/gpu_gate.py --check
 
 # A process of its own, because the first test compiles the kernels and the twin for a minute or two.

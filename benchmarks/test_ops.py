@@ -1,57 +1,50 @@
-"""Every workload x dtype x contestant, one pytest-benchmark group for each workload and dtype.
+"""Every workload x dtype x pass x contestant; one group for each workload, dtype and pass.
 
 Contestants of a group run one after the other here, so their ratios carry the machine's drift;
-``mmkern bench`` interleaves them. Use this suite to store and plot absolute times.
+``mmkern bench`` interleaves them. Use this suite to store, compare and plot absolute times.
 """
 
 import functools
 
 import pytest
-import torch
+import suite
 
-from mmkern.bench import contest
+from mmkern.bench import contest, peers
 from mmkern.bench.workloads import WORKLOADS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+pytestmark = suite.TIMED
 
 
 @functools.lru_cache(maxsize=1)
-def prepared(workload, dtype, device):
-    """The contest of a workload, kept while its contestants run."""
-    return contest.op_contest(workload, DTYPES[dtype], device, seed=0)
+def prepared(workload, dtype, passes):
+    """The contest of a workload and its oracle, kept while its contestants run."""
+    made = contest.op_contest(
+        workload, suite.DTYPES[dtype], suite.DEVICE, 0, suite.PASSES[passes], peers=True
+    )
+    return suite.prepared(made)
 
 
-def contestants():
-    """(workload, contestant), the rivals of a workload included."""
-    return [
-        pytest.param(workload, name, id=f"{workload.id}-{name.replace(' ', '_')}")
+def parameters():
+    """(workload, dtype, pass, contestant); a workload of training has each pass."""
+    rows = {
+        (workload.case.id, passes): workload
         for workload in WORKLOADS
-        for name in ("eager", "compile", *workload.rivals, "mmkern")
+        for passes in (suite.PASSES if workload.backward else ("fwd",))
+    }
+    return [
+        suite.parameter(row, workload, dtype, passes, name, quick=workload.quick)
+        for (row, passes), workload in rows.items()
+        for dtype in suite.DTYPES
+        for name in contestants(workload)
     ]
 
 
-@pytest.mark.benchmark(max_time=0.3, min_rounds=5, warmup=True, warmup_iterations=2)
-@pytest.mark.parametrize(("workload", "name"), contestants())
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_op(benchmark, workload, dtype, name, device):
-    made = prepared(workload, dtype, device)
-    if name == "compile":
-        torch._dynamo.reset()
-        call = made.bind(torch.compile(made.functions["eager"], dynamic=False))
-    else:
-        call = made.bind(made.functions[name])
-    synchronize = torch.accelerator.synchronize if device.type != "cpu" else None
+def contestants(workload):
+    """The names of those that run, the peers among them that import."""
+    found = peers.of(workload.case.function, suite.DEVICE)
+    return ("eager", "compile", *workload.rivals, *found, "mmkern")
 
-    def run():
-        call()
-        if synchronize:
-            synchronize()
 
-    benchmark.group = f"{workload.id} {dtype}"
-    with torch.set_grad_enabled(made.backward):
-        benchmark(run)
-    median = benchmark.stats.stats.median
-    benchmark.extra_info |= {**made.identity, "contestant": name}
-    benchmark.extra_info["GB/s"] = made.bytes / median / 1e9
-    if made.flops:
-        benchmark.extra_info["GFLOP/s"] = made.flops / median / 1e9
+@pytest.mark.parametrize(("workload", "dtype", "passes", "name"), parameters())
+def test_op(benchmark, workload, dtype, passes, name):
+    suite.race(benchmark, *prepared(workload, dtype, passes), name)

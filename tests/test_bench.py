@@ -132,6 +132,38 @@ def test_workload_ids_are_unique_and_cover_every_op():
     assert {w.case.op for w in workloads.WORKLOADS if w.quick} == set(workloads.OPS)
 
 
+#: the functions that each model calls, and a word of its rows
+VISION = "patch_embed attention gated_modulate mlp"
+MODELS = {
+    "ViT-L": VISION,
+    "SigLIP": VISION,
+    "Qwen3-VL vision": "patch_embed attention rope",
+    "Qwen3-VL and Kimi-VL vision": "gated_modulate",
+    "Kimi-VL and Qwen3-VL vision": "mlp",
+    "Qwen3-VL-8B": "mlp",
+    "Qwen3-8B": "attention rms_norm rope glu",
+    "Qwen3-VL-30B-A3B": "mlp attention rms_norm rope glu",
+    "Kimi-VL vision": "patch_embed attention rope",
+    "Kimi-VL projector": "mlp",
+    "Kimi-VL, one expert": "glu",
+    "Kimi-VL, residual": "rms_norm",
+    "Kimi-VL language": "attention rope",
+    **dict.fromkeys(("DiT-XL/2, 256", "DiT-XL/2, 512"), "patch_embed attention gated_modulate"),
+    **dict.fromkeys(("DiT-XL/2 MLP, 256", "DiT-XL/2 MLP, 512"), "mlp"),
+    "SD3": "patch_embed attention modulate gated_modulate mlp rms_norm",
+    "FLUX.1": "patch_embed attention gated_modulate mlp rope",
+    **dict.fromkeys(
+        ("Wan2.1-1.3B", "Wan2.1-14B"), "patch_embed attention gated_modulate mlp rms_norm rope"
+    ),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_in_the_table_with_each_of_its_ops(model):
+    found = {w.case.function for w in workloads.WORKLOADS if model in w.model}
+    assert not set(MODELS[model].split()) - found
+
+
 def test_eager_baselines_compute_what_the_references_do():
     """On every correctness case that the baselines take, in float64."""
     from mmkern.cases import CASES

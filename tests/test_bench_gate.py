@@ -1,6 +1,8 @@
 """The regression gate: its statistics on made-up clocks, its builds, and a job that must fail."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -225,6 +227,23 @@ def repository(tmp_path):
     return SimpleNamespace(root=root, git=git)
 
 
+def test_a_work_tree_says_its_commit_and_what_is_not_built(repository, tmp_path):
+    def find():
+        return builds.find(str(repository.root), repository.root, tmp_path)
+
+    assert re.search(r" \([0-9a-f]{12}\)$", find().label)
+    source, extension = repository.root / "csrc" / "a.cpp", repository.root / "mmkern" / "_C.so"
+    source.parent.mkdir()
+    for path in (source, extension):
+        path.write_text("")
+    os.utime(source, (1, 1))
+    assert not find().stale()
+    os.utime(extension, (0, 0))
+    assert find().stale()
+    (repository.root / "mmkern" / "__init__.py").write_text("VERSION = 3")
+    assert find().label.endswith("-dirty)")
+
+
 def test_a_revision_is_built_once_in_a_tree_of_its_own(repository, tmp_path):
     cache = tmp_path / "cache"
     old = builds.find("HEAD^", repository.root, cache)
@@ -312,8 +331,9 @@ def test_compare_of_a_slower_folder_exits_1(tmp_path):
     for name in ("base", "head"):
         package = tmp_path / name / "mmkern"
         for path in build.package.rglob("*"):
-            if path.suffix in (".py", ".so") and "bench" not in path.parts:
-                target = package / path.relative_to(build.package)
+            inside = path.relative_to(build.package)
+            if path.suffix in (".py", ".so") and "bench" not in inside.parts:
+                target = package / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
     source = tmp_path / "head" / "mmkern" / "__init__.py"

@@ -95,8 +95,8 @@ def test_report_holds_every_row_and_nothing_from_outside(found):
     html = report.render(found)
     for text in (
         "glu &lt;tiny&gt;", "glu lost", "glu failed", "wrong result", "Where mmkern loses",
-        "or: a &lt;rival&gt;", "unborn", "0.50 (0.40-0.60)", "astronaut", "&lt;here&gt;",
-        "Cost of a call", "geometric mean",
+        "or: a &lt;rival&gt;", "unborn", "0.50<br><small>(0.40-0.60)</small>",
+        "astronaut", "&lt;here&gt;", "Cost of a call", "geometric mean",
     ):  # fmt: skip
         assert text in html, text
     # by op, ops, models, limits, and the roofline of the row whose FLOPs are counted
@@ -127,6 +127,9 @@ def test_report_holds_what_a_new_result_has_besides_times(found):
     ):  # fmt: skip
         assert text in html, text
     assert html.count("<svg") == 6
+    full["memory"][0]["peak_bytes"]["mmkern"][1] = 2**22
+    lost = "glu, forward, bfloat16 (2 tokens): 4.0 MiB, eager 2.0"
+    assert lost in report.render(full) and lost in markdown.render(full)
     unmeasured = {name: [None, None] for name in ("eager", "mmkern")}
     assert plots_lines.memory(full["memory"][0] | {"peak_bytes": unmeasured}) == ""
 

@@ -46,6 +46,14 @@ class Build:
         """The compiled extension, None if there is none."""
         return next(self.package.glob("_C*.so"), None)
 
+    def stale(self):
+        """Whether a work tree has a C++ source that is newer than its extension."""
+        if self.extension is None or not self.package.with_name(".git").exists():
+            return False
+        sources = [p for p in self.package.with_name("csrc").rglob("*") if p.is_file()]
+        newest = max((p.stat().st_mtime for p in sources), default=0.0)
+        return newest > self.extension.stat().st_mtime
+
 
 def find(spec, repository, cache):
     """The Build that ``spec`` names: a folder with the package in it, or a git revision.
@@ -75,8 +83,11 @@ def find(spec, repository, cache):
     return _of_folder(f"{spec} ({commit[:12]})", tree)
 
 
-def _of_folder(label, folder):
+def _of_folder(spec, folder):
     device_code = folder / "kernels"
+    # of a work tree: the commit, and whether it is changed
+    commit = _git(folder, "describe", "--always", "--dirty", "--abbrev=12")
+    label = f"{spec} ({commit})" if commit and (folder / ".git").exists() else spec
     return Build(label, folder / NAME, device_code if device_code.is_dir() else None)
 
 

@@ -1,5 +1,6 @@
 """One row of the benchmark: the contestants on the same tensors, checked, then timed."""
 
+import contextlib
 import functools
 import gc
 import math
@@ -117,12 +118,16 @@ def binder(case, kwargs, passes, outs, seed):
 
     def step(function):
         results = as_tuple(function(**leaves))
+        if results[0] is NotImplemented:
+            return NotImplemented
         grads = torch.autograd.grad(results, inputs, gradients)
         return (*(r.detach() for r in results), *grads)
 
     def backward(function):
         with torch.enable_grad():
             results = as_tuple(function(**leaves))
+        if results[0] is NotImplemented:
+            return lambda: NotImplemented
         return functools.partial(torch.autograd.grad, results, inputs, gradients, retain_graph=True)
 
     both = lambda function: functools.partial(step, function)  # noqa: E731
@@ -149,9 +154,7 @@ def run(contest, plan, *, device, compile=True):
         torch._dynamo.reset()
         compiled = torch.compile(functions["eager"], dynamic=False)
         functions = {"eager": functions.pop("eager"), "compile": compiled, **functions}
-    # a backward that is timed alone keeps its graph, which donated buffers would not survive
-    keeps_graph = functorch_config.patch(donated_buffer=False)
-    with torch.set_grad_enabled(contest.backward), keeps_graph:
+    with grad_mode(contest):
         calls, results = _first_calls(contest, functions, row)
         if "mmkern" in calls and "eager" in calls:
             _check(contest, results, row)
@@ -165,7 +168,7 @@ def run(contest, plan, *, device, compile=True):
         if row["status"] == "ok":
             calls = {n: call for n, call in calls.items() if n not in row["times"]}
             row["peak_bytes"] = {name: memory.peak(call, device) for name, call in calls.items()}
-            row["host_us"] = _host_us(calls, device)
+            row["host_us"] = host_us(calls, device)
             clock = {"synchronize": _synchronize(device), "timer": clocks.timer(device)}
             samples = timing.measure(calls, plan, **clock)
             _summarize(samples, row)
@@ -176,11 +179,20 @@ def run(contest, plan, *, device, compile=True):
     return row
 
 
+@contextlib.contextmanager
+def grad_mode(contest):
+    """Gradients on or off, as the contest's calls need them."""
+    # a backward that is timed alone keeps its graph, which donated buffers would not survive
+    keeps_graph = functorch_config.patch(donated_buffer=False)
+    with torch.set_grad_enabled(contest.backward), keeps_graph:
+        yield
+
+
 def _same_bits(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def _host_us(calls, device, tries=20):
+def host_us(calls, device, tries=20):
     """Microseconds until a call returns, while an accelerator still works; {} on the CPU."""
     if device.type == "cpu":
         return {}
@@ -213,36 +225,71 @@ def _first_calls(contest, functions, row):
     return calls, results
 
 
+@dataclass(frozen=True)
+class Oracle:
+    """What the contestants are judged by.
+
+    exact: the tensors in float64. eager, floors: for each of them eager's largest error, and one
+    rounding of the largest value. factors: those of the contest.
+    """
+
+    exact: tuple
+    eager: list
+    floors: list
+    factors: tuple
+
+    @classmethod
+    def of(cls, contest, outs):
+        """The oracle of a contest, of which eager returned the tensors ``outs``."""
+        exact = as_tuple(contest.oracle())
+        floors = [
+            torch.finfo(got.dtype).eps / 2 * float(wide.abs().max()) if wide.numel() else 0.0
+            for got, wide in zip(outs, exact, strict=True)
+        ]
+        return cls(exact, _errors(outs, exact), floors, contest.factors)
+
+    def judge(self, name, outs):
+        """Judge what contestant ``name`` returned.
+
+        Returns:
+            ({"max": largest error, "multiple": the largest as a multiple of eager's}, what is
+            wrong, or "").
+        """
+        errors = _errors(outs, self.exact)
+        multiples = [
+            error / max(base, floor, torch.finfo(torch.float64).tiny)
+            for error, base, floor in zip(errors, self.eager, self.floors, strict=True)
+        ]
+        found = {"max": _finite(max(errors)), "multiple": _finite(max(multiples))}
+        return found, "" if name == "eager" else self._wrong(name, errors)
+
+    def _wrong(self, name, errors):
+        limits = zip(errors, self.eager, self.floors, self.factors, strict=True)
+        for i, (error, base, floor, factor) in enumerate(limits):
+            if name != "mmkern":
+                if not error <= PEER_FACTOR * max(base, floor):
+                    return f"wrong result: error {max(errors):.2e}"
+            elif not error <= factor * base + floor:
+                return (
+                    f"wrong result: error {error:.2e} of tensor {i} is over {factor:g} x eager's "
+                    f"{base:.2e} + one rounding {floor:.2e}"
+                )
+        return ""
+
+
+def _errors(outs, exact):
+    return [largest_error(got, wide) for got, wide in zip(outs, exact, strict=True)]
+
+
 def _check(contest, results, row):
     """Fill in the errors against float64; fail the row if mmkern's break the accuracy rule."""
-    oracle = as_tuple(contest.oracle())
-    found = {
-        name: [largest_error(got, exact) for got, exact in zip(outs, oracle, strict=True)]
-        for name, outs in results.items()
-    }
-    floors = [
-        torch.finfo(got.dtype).eps / 2 * float(exact.abs().max()) if exact.numel() else 0.0
-        for got, exact in zip(results["eager"], oracle, strict=True)
-    ]
-    for name, errors in found.items():
-        multiples = [
-            e / max(base, floor, torch.finfo(torch.float64).tiny)
-            for e, base, floor in zip(errors, found["eager"], floors, strict=True)
-        ]
-        row["errors"][name] = {"max": _finite(max(errors)), "multiple": _finite(max(multiples))}
-    for name, errors in found.items():
-        allowed = [PEER_FACTOR * max(e, f) for e, f in zip(found["eager"], floors, strict=True)]
-        right = all(e <= a for e, a in zip(errors, allowed, strict=True))
-        if name not in ("eager", "mmkern") and not right:
-            row["times"][name] = {"error": f"wrong result: error {max(errors):.2e}"}
-    for i, factor in enumerate(contest.factors):
-        allowed = factor * found["eager"][i] + floors[i]
-        if not found["mmkern"][i] <= allowed:
-            row["status"] = "failed"
-            row["message"] = (
-                f"wrong result: error {found['mmkern'][i]:.2e} of tensor {i} is over "
-                f"{factor:g} x eager's {found['eager'][i]:.2e} + one rounding {floors[i]:.2e}"
-            )
+    oracle = Oracle.of(contest, results["eager"])
+    for name, outs in results.items():
+        row["errors"][name], wrong = oracle.judge(name, outs)
+        if wrong and name == "mmkern":
+            row["status"], row["message"] = "failed", wrong
+        elif wrong:
+            row["times"][name] = {"error": wrong}
 
 
 def _finite(value):

@@ -168,6 +168,11 @@ def run(base, head, options, console, output=None):
     chosen = cases(options)
     rule = options.rule
     console.print(f"base: {base.label}, head: {head.label}", markup=False, highlight=False)
+    for build in (base, head):
+        if build.stale():
+            console.print(
+                f"{build.label}: the C++ sources are newer than what is built: make build"
+            )
     if builds.fingerprint(base) == builds.fingerprint(head):
         console.print("OK: the two builds are the same, byte for byte")
         return 0
@@ -182,7 +187,7 @@ def run(base, head, options, console, output=None):
 def _print(found, rule, console):
     table = Table(title=f"Slowdown of head; more than {100 * rule.margin:g} % fails")
     for name in ("case", "base us", "change", "interval", "blocks", "verdict"):
-        table.add_column(name, justify="left" if name == "case" else "right")
+        table.add_column(name, justify="left" if name == "case" else "right", overflow="fold")
     for case, f in sorted(found["findings"].items(), key=lambda item: -item[1].change):
         table.add_row(*_cells(case.name, f, word(f, rule)))
     for case, f in found["canaries"].items():

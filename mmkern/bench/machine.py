@@ -23,7 +23,7 @@ def environment(device, command):
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(command),
-        "device": _device_name(device),
+        "device": device_name(device),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -58,11 +58,12 @@ def cpu_model():
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _device_name(device):
+def device_name(device):
+    """The name of the accelerator, or "cpu"."""
     if device.type == "cpu":
         return "cpu"
     module = getattr(torch, device.type)
-    return f"{device.type}: {module.get_device_name(device)}"
+    return f"{device.type}: {module.getdevice_name(device)}"
 
 
 def _commit():

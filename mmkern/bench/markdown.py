@@ -12,7 +12,7 @@ def render(found, before=None):
     """The Markdown of a result, with what changed since ``before``."""
     parts = ["# mmkern benchmark", " ".join(results.summary(found)), "## Where mmkern loses"]
     parts.append(_list(tables.loss_lines(found["rows"])) or "In time, nowhere in this run.")
-    if memory := tables.memory_loss_lines(found["rows"]):
+    if memory := tables.memory_loss_lines(found):
         parts.append(f"In memory:\n\n{_list(memory)}")
     failed = [f"{results.label(r)} {r['dtype']}: {r['message']}"
               for r in results.failures(found["rows"])]  # fmt: skip

@@ -32,9 +32,9 @@ FINE_TICKS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2, 2.5)
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
 
 
-def _figure(rows):
+def _figure(rows, inches=0.5):
     """A figure with a slot of height 1 for each row: its label above, its marks below."""
-    figure = Figure(figsize=(WIDTH, 0.5 * len(rows) + 1.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, inches * len(rows) + 1.0), layout="constrained")
     axes = figure.add_subplot()
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.yaxis.set_major_locator(NullLocator())
@@ -78,15 +78,18 @@ def speedups(rows, title):
     if not rows:
         return ""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(rows)
+        figure, axes = _figure(rows, inches=0.26 + 0.12 * len(names))
         axes.set_xscale("log")
         ends = [0.8, 1.25]
         for y, row in enumerate(rows):
             lost = any(r["value"] < 1 for r in row["ratios"].values())
             _label(axes, y, results.label(row), lost=lost)
-            for offset, name in zip((-0.1, 0.13, 0.36), names, strict=False):
+            # the bars share what the label leaves of the slot
+            height = 0.6 / len(names)
+            for number, name in enumerate(names):
                 if ratio := _against(row, name):
-                    _bar(axes, y + offset, ratio, COLOURS[name])
+                    middle = y - 0.2 + (number + 0.5) * height
+                    _bar(axes, middle, 0.9 * height, ratio, COLOURS[name])
                     ends += [ratio[end] for end in ("low", "high")]
         axes.axvline(1, color="#222", linewidth=0.8)
         # room at the right for the number at the end of the longest bar
@@ -119,8 +122,8 @@ def by_op(rows):
     return found
 
 
-def _bar(axes, y, ratio, colour):
-    axes.barh(y, ratio["value"] - 1, left=1, height=0.21, color=colour)
+def _bar(axes, y, height, ratio, colour):
+    axes.barh(y, ratio["value"] - 1, left=1, height=height, color=colour)
     axes.plot([ratio["low"], ratio["high"]], [y, y], color="#222", linewidth=0.9)
     end = max(ratio["high"], 1.0)
     text_colour = LOSS if ratio["value"] < 1 else "#222"

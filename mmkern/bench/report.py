@@ -13,9 +13,15 @@ table{border-collapse:collapse;font-size:.82rem}
 th,td{padding:.22rem .5rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
 th{border-bottom:2px solid #888;vertical-align:bottom}
 th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}
-td:nth-child(2){white-space:normal;min-width:11rem}
-tr.lost td{background:#fdf1e3}tr.failed td{background:#fbe3e3}
-tr.rival td{color:#666;border-bottom:0}
+td:nth-child(2){white-space:normal;min-width:7rem}
+small{color:#666;font-size:.92em}
+.rows th,.rows td{padding:.22rem .35rem}
+.rows td:first-child{white-space:normal;min-width:8.5rem;max-width:15rem;position:sticky;left:0;
+background:#fff}
+.rows td:nth-child(2){min-width:0}
+.rows tr.lost td{background:#fdf1e3}.rows tr.failed td{background:#fbe3e3}
+tr.failed td{text-align:left;white-space:normal}
+tr.rival td{color:#666}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem}
 .plots svg{width:100%;max-width:33rem;height:auto}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem .8rem;font-size:.88rem}
@@ -40,7 +46,7 @@ def render(found, before=None):
         _changes(before, found),
         _failures(found),
         _plots("At a glance: times faster", [plots.speedups(plots.by_op(ops + models), "by op")]),
-        _losses(rows),
+        _losses(found),
         _plots("Ops: times faster", [plots.speedups(group, d) for d, group in _by_dtype(ops)]),
         _plots(
             "Models: times faster", [plots.speedups(group, d) for d, group in _by_dtype(models)]
@@ -100,10 +106,10 @@ def _list(texts):
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
-def _losses(rows):
-    lines = tables.loss_lines(rows)
+def _losses(found):
+    lines = tables.loss_lines(found["rows"])
     body = _list(lines) if lines else "<p>In time, nowhere in this run.</p>"
-    memory = tables.memory_loss_lines(rows)
+    memory = tables.memory_loss_lines(found)
     body += f"<p>In memory:</p>{_list(memory)}" if memory else ""
     return f"<h2>Where mmkern loses</h2>{body}"
 
@@ -127,7 +133,7 @@ def _limits_text(peaks):
 
 
 HEAD = (
-    "row", "where from", "dtype", "eager ms", "compile ms", "mmkern ms", "vs eager", "vs compile",
+    "row", "dtype", "eager ms", "compile ms", "mmkern ms", "vs eager", "vs compile",
     "reached", "of limit", "error", "repeats", "MiB", "eager MiB", "ran on",
 )  # fmt: skip
 
@@ -138,7 +144,8 @@ def _table(rows, peaks):
     cells = "".join(f"<th>{name}</th>" for name in HEAD)
     body = "".join(_table_rows(row, peaks) for row in rows)
     return (
-        f'<h2>All rows</h2><div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
+        '<h2>All rows</h2><div class="scroll"><table class="rows">'
+        f"<tr>{cells}</tr>{body}</table></div>"
         '<p class="small">Times are medians, mmkern\'s with its 95 % interval. "vs" is the median '
         "of the ratios within rounds, with its 95 % interval; above 1, mmkern is faster. Shaded "
         "rows are slower than a baseline. Error: the largest against float64, as a multiple of "
@@ -149,9 +156,9 @@ def _table(rows, peaks):
 
 def _table_rows(row, peaks):
     where = f"{row['model']}: {row['shape']}" + (f" ({row['scale']})" if row["scale"] else "")
-    start = [results.label(row), where, row["dtype"]]
+    start = [f"{results.label(row)}\n{where}", tables.SHORT[row["dtype"]]]
     if row["status"] == "failed":
-        cells = "".join(f"<td>{escape(text)}</td>" for text in start)
+        cells = "".join(f"<td>{_cell(text)}</td>" for text in start)
         rest = len(HEAD) - len(start)
         return f'<tr class="failed">{cells}<td colspan="{rest}">{escape(row["message"])}</td></tr>'
     lost = any(r["value"] < 1 for r in row["ratios"].values())
@@ -159,8 +166,8 @@ def _table_rows(row, peaks):
     texts = [
         *start,
         *(tables.milliseconds(results.milliseconds(row, c)) for c in tables.BASELINES),
-        tables.interval(row, "mmkern"),
-        *(tables.times_faster(row, c) for c in tables.BASELINES),
+        _stacked(tables.interval(row, "mmkern")),
+        *(_stacked(tables.times_faster(row, c)) for c in tables.BASELINES),
         speed,
         "-" if share is None else f"{100 * share:.0f} %",
         tables.error(row),
@@ -172,10 +179,15 @@ def _table_rows(row, peaks):
     for name in row["times"]:
         if name not in (*tables.BASELINES, "mmkern"):
             time = tables.milliseconds(results.milliseconds(row, name))
-            faster = tables.times_faster(row, name)
-            texts = [f"or: {name}", "", "", time, "", "", faster]
+            faster = _stacked(tables.times_faster(row, name))
+            texts = [f"or: {name}", "", time, "", "", faster]
             lines.append(_line(texts + [""] * (len(HEAD) - len(texts)), "rival"))
     return "".join(lines)
+
+
+def _stacked(text):
+    """The interval in a line below its estimate."""
+    return text.replace(" (", "\n(", 1)
 
 
 def _stages(models):
@@ -222,7 +234,13 @@ def _changes(before, found):
 
 
 def _line(texts, style):
-    return f'<tr class="{style}">' + "".join(f"<td>{escape(t)}</td>" for t in texts) + "</tr>"
+    return f'<tr class="{style}">' + "".join(f"<td>{_cell(t)}</td>" for t in texts) + "</tr>"
+
+
+def _cell(text):
+    """A cell's text; what follows a line end is small print."""
+    first, _, rest = escape(text).partition("\n")
+    return first + (f"<br><small>{rest}</small>" if rest else "")
 
 
 def _overhead(rows):

@@ -136,6 +136,13 @@ def modulation(function, name, x, m, *where, mdtype=None, chunked=True, **option
     return workload(function, name, args, *where, **options)
 
 
+def layer_norm(name, x, *where, **options):
+    """The residual add and the LayerNorm after it, as in a ViT: no gate, shift or scale."""
+    args = {"x": Real(x), "branch": Real(x), "weight": weights(x[-1:], offset=1.0, scale=0.1)}
+    args["bias"] = weights(x[-1:], scale=0.1)
+    return workload("gated_modulate", name, args, *where, **options)
+
+
 def mlp(name, x, hidden, out, *where, merge=1, activation="gelu", norm=None, grid=None, **options):
     width = x[-1] * merge * merge
     args = {

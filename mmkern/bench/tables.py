@@ -129,15 +129,25 @@ def loss_lines(rows):
     return [f"{what}: {', '.join(ratios)}" for what, ratios in lines.items()]
 
 
-def memory_loss_lines(rows):
-    """One line for each row in which mmkern takes over 10 % and 1 MiB more memory than eager."""
-    lines = []
-    for row in rows:
-        ours, eager = (results.peak_bytes(row, name) for name in ("mmkern", "eager"))
-        if None not in (ours, eager) and ours > 1.1 * eager + 2**20:
-            what = f"{results.label(row)} {row['dtype']} ({row['shape']})"
-            lines.append(f"{what}: {mebibytes(ours)} MiB, eager {mebibytes(eager)}")
-    return lines
+def memory_loss_lines(found):
+    """One line for each row, and each curve at its largest size, in which mmkern takes over 10 %
+    and 1 MiB more memory than eager."""
+    cases = [
+        (
+            f"{results.label(row)} {row['dtype']} ({row['shape']})",
+            *(results.peak_bytes(row, name) for name in ("mmkern", "eager")),
+        )
+        for row in found["rows"]
+    ]
+    for curve in found.get("memory", []):
+        peaks = curve["peak_bytes"]
+        what = f"{curve['op']}, {curve['passes']}, {curve['dtype']} ({curve['x'][-1]}"
+        cases.append((f"{what} {curve['size']})", peaks["mmkern"][-1], peaks["eager"][-1]))
+    return [
+        f"{what}: {mebibytes(ours)} MiB, eager {mebibytes(eager)}"
+        for what, ours, eager in cases
+        if None not in (ours, eager) and ours > 1.1 * eager + 2**20
+    ]
 
 
 def print_results(found, console):

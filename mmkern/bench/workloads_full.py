@@ -11,11 +11,11 @@ import torch
 from mmkern.bench import shapes
 
 F32 = torch.float32
-patch, attention, packed, square, modulation, mlp, rms, rope, glu = (
+patch, attention, packed, square, modulation, layer_norm, mlp, rms, rope, glu = (
     functools.partial(builder, extra=True)
     for builder in (
-        shapes.patch, shapes.attention, shapes.packed, shapes.square, shapes.modulation, shapes.mlp,
-        shapes.rms, shapes.rope, shapes.glu,
+        shapes.patch, shapes.attention, shapes.packed, shapes.square, shapes.modulation,
+        shapes.layer_norm, shapes.mlp, shapes.rms, shapes.rope, shapes.glu,
     )
 )  # fmt: skip
 
@@ -71,6 +71,10 @@ ATTENTION = [
         "wan_14b", 1, 720, 40, 128, "Wan2.1-14B, 720p", "1x720 tokens, 40x128",
         "75600 -> 720 tokens",
     ),
+    attention(
+        "wan_14b_cross", (1, 720, 40, 128), (1, 512, 40, 128), "Wan2.1-14B, to the text",
+        "720 tokens to 512, 40x128", "75600 -> 720 tokens",
+    ),
     square(
         "so400m", 1, 729, 16, 72, "SigLIP so400m, 384 px", "1x729 tokens, 16x72", "batch 16 -> 1",
         layout="qkv", backward=True,
@@ -98,6 +102,19 @@ MODULATE = [
         "gated_modulate", "flux", (1, 1152, 3072), (1, 3072), "FLUX.1, 1024 px", "1x1152x3072",
         "4608 -> 1152 tokens",
     ),
+    layer_norm("vit_l16", (4, 197, 1024), "ViT-L/16, residual + LayerNorm", "4x197x1024"),
+    layer_norm(
+        "so400m", (4, 729, 1152), "SigLIP so400m, residual + LayerNorm", "4x729x1152",
+        "batch 16 -> 4",
+    ),
+    layer_norm(
+        "moonvit", (1024, 1152), "Qwen3-VL and Kimi-VL vision, residual + LayerNorm", "1024x1152",
+        "4096 -> 1024 tokens",
+    ),
+    modulation(
+        "gated_modulate", "wan_1_3b", (1, 4680, 1536), (1, 1536), "Wan2.1-1.3B, fp32 modulation",
+        "1x4680x1536", "21 -> 3 frames", mdtype=F32,
+    ),
     modulation(
         "gated_modulate", "wan_14b", (1, 900, 5120), (1, 5120), "Wan2.1-14B, fp32 modulation",
         "1x900x5120", "75600 -> 900 tokens", mdtype=F32,
@@ -124,6 +141,10 @@ MLP = [
     mlp(
         "qwen3_vl_30b_merger", (256, 1152), 4608, 2048, "Qwen3-VL-30B-A3B merger",
         "64 of 2x2 tokens, LN, 4608-4608-2048", "1024 -> 64 tokens", merge=2, norm="layer",
+    ),
+    mlp(
+        "dit_xl2_512", (256, 1152), 4608, 1152, "DiT-XL/2 MLP, 512 px",
+        "256 tokens, 1152-4608-1152", "8x1024 -> 256 tokens", activation="gelu_tanh",
     ),
     mlp(
         "sd3", (256, 1536), 6144, 1536, "SD3 MLP", "256 tokens, 1536-6144-1536",
@@ -162,6 +183,10 @@ ROPE = [
     rope(
         "kimi_vl_vision", (1024, 16, 72), 16, "Kimi-VL vision, adjacent pairs",
         "1024 tokens, 16x72", "4096 -> 1024 tokens", tables=F32, interleaved=True,
+    ),
+    rope(
+        "kimi_vl_mla", (1, 1024, 16, 64), 1, "Kimi-VL language (MLA), adjacent pairs",
+        "1024 tokens, 16/1x64", "4096 -> 1024 tokens", tables=F32, interleaved=True,
     ),
     rope(
         "qwen3_30b_qk_norm", (1, 1024, 32, 128), 4, "Qwen3-VL-30B-A3B, QK-norm + rope",
