@@ -32,8 +32,13 @@ def _randn(*shape):
 def _runs(ops):
     """{name: (what, call)}; calls run one kernel, or two alike."""
     c = 1152
-    x, m, w = _randn(1, 64, c), [_randn(1, c) for _ in range(3)], _randn(512, c)
-    q, bias, none = _randn(1, 512, 1, 64), _randn(512), [None] * 3
+    x, m, w = _randn(1, 64, c), [_randn(1, c) for _ in range(3)], _randn(1024, c)
+    bias, none = _randn(1024), [None] * 3
+
+    def attention(tokens, heads, dim):
+        q = _randn(1, tokens, heads, dim)
+        return lambda: ops.attention(q, q, q, None, None, None, 0, 0, False, -1, -1, dim**-0.5)
+
     return {
         "modulate": (
             "gate, LayerNorm, scale, shift; 64 tokens of 1152",
@@ -46,20 +51,21 @@ def _runs(ops):
             ),
         ),
         "patch_embed": (
-            "16 x 16 x 3 pixels; 128 patches to 512",
-            lambda: ops.patch_embed(_randn(1, 3, 128, 256), _randn(512, 3, 16, 16), bias, None),
+            "16 x 16 x 3 pixels; 384 patches to 768",
+            lambda: ops.patch_embed(
+                _randn(1, 3, 256, 384), _randn(768, 3, 16, 16), _randn(768), None
+            ),
         ),
         "linear": (
-            "bias, GELU; 256 rows of 1152 to 512",
+            "bias, GELU; 512 rows of 1152 to 1024",
             lambda: ops.mlp(
-                _randn(256, c), None, w, bias, _randn(512, 512), *none, "gelu", "none", 1e-6, 1,
+                _randn(512, c), None, w, bias, _randn(16, 1024), *none, "gelu", "none", 1e-6, 1,
                 False,
             ),
         ),
-        "attention": (
-            "one head of 64; 512 queries, 512 keys",
-            lambda: ops.attention(q, q, q, None, None, None, 0, 0, False, -1, -1, 0.125),
-        ),
+        "attention, short": ("one head of 64; 512 tokens", attention(512, 1, 64)),
+        "attention": ("2 heads of 64; 1024 tokens", attention(1024, 2, 64)),
+        "attention, wide": ("2 heads of 128; 1024 tokens", attention(1024, 2, 128)),
     }  # fmt: skip
 
 

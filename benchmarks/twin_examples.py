@@ -22,6 +22,8 @@ CHOSEN = [
     ("00_introduction/01_add/add_tpipe_tque", None),
     ("00_introduction/02_matrix/matmul_basic_api", None),
     ("00_introduction/03_fusion_operation/matmul_leakyrelu_basic_api", None),
+    ("03_basic_api/00_data_movement/copy_ub2ub", 1),
+    ("03_basic_api/00_data_movement/copy_ub2ub", 2),
 ]
 
 LAUNCH = re.compile(r"([\w:]+)\s*(<[^<>;]*>)?\s*<<<([^,>]+),[^>]*>>>\s*\(([^;]*)\);")

@@ -107,8 +107,8 @@ def linear():
         values(3, n),
         empty(m, n),
         empty(m, n),
-        ring(2, 32, 64),
-        linear_tiling(m, n, k, 32, 64, activation=1, saves=1),
+        ring(2, 32, 144),
+        linear_tiling(m, n, k, 32, 144, activation=1, saves=1),
     ]
 
 
@@ -132,7 +132,8 @@ def patch_embed():
 def attention():
     heads, queries, keys, dim = 2, 140, 300, 72
     row, blocks = heads * dim, 2
-    one_ring = 2 * 128 * (128 * 4 + 128 * 2 + up(dim, 16) * 4)
+    block = 128  # keys
+    one_ring = 128 * (block * (2 * 4 + 3 * 2) + up(dim, 16) * 3 * 4)
     strides = (queries * row, row, dim, keys * row, row, dim, keys * row, row, dim, 0, one_ring)
     sizes = (1, heads, heads, queries, keys, queries, dim, dim, -1, 0, 0, 0)
     return [
@@ -145,7 +146,7 @@ def attention():
         empty(queries, heads, dim),
         empty(heads, queries, dtype=FLOAT),
         empty(blocks * one_ring, dtype=np.uint8, role="workspace"),
-        struct.pack("<11q12ifi", *strides, *sizes, dim**-0.5, 0),
+        struct.pack("<11q12ifi", *strides, *sizes, dim**-0.5, block),
     ]
 
 

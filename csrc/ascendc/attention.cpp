@@ -27,8 +27,10 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   const bool packed = cu_seqlens_q.has_value(), masked = key_padding_mask.has_value();
   const int64_t row_dim = packed ? 0 : 1;
   const bool sizes = !packed || (max_seqlen_q > 0 && max_seqlen_q < (int64_t{1} << 29));
-  if (!is_half(q) || !sizes || !fits(q, row_dim) || !fits(k, row_dim) || !fits(v, row_dim) ||
-      (masked && !has_unit_last_stride(*key_padding_mask))) {
+  // what is not seen gets a weight of 0 through a score that is far below others, scaled
+  const bool scales = scale >= 0x1p-20 && scale <= 0x1p20;
+  if (!is_half(q) || !sizes || !scales || !fits(q, row_dim) || !fits(k, row_dim) ||
+      !fits(v, row_dim) || (masked && !has_unit_last_stride(*key_padding_mask))) {
     return reference<std::tuple<Tensor, Tensor>>(
         "mmkern::attention", q, k, v, key_padding_mask, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
         max_seqlen_k, causal, window_left, window_right, scale);
@@ -59,7 +61,12 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   t.left = limit(window_left);
   t.right = causal ? 0 : limit(window_right);
   t.scale = static_cast<float>(scale);
-  t.ring_bytes = 2 * kQueries * (kKeys * 4 + kKeys * 2 + align_up(t.dim_v, 16) * 4);
+  // blocks alike
+  const int64_t keys = std::max<int64_t>(t.keys, 1);
+  t.block_keys =
+      static_cast<int32_t>(align_up(ceil_div(keys, ceil_div(keys, kMaxKeys)), kPieceKeys));
+  t.ring_bytes = int64_t{kQueries} * (t.block_keys * (kScoreSlots * 4 + kSlots * 2) +
+                                      align_up(t.dim_v, 16) * kSlots * 4);
 
   std::vector<int64_t> shape = q.sizes().vec();
   shape.back() = t.dim_v;
@@ -83,7 +90,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
            output(out), output(lse), workspace(ring)}},
          [=](void* stream, uint8_t** p) { launch_attention(bfloat16, blocks, stream, p, t); });
   if (packed || masked || t.left >= 0 || t.right >= 0) {
-    lse.masked_fill_(lse < kUnseen / 2, -std::numeric_limits<float>::infinity());
+    lse.masked_fill_(lse < kUnseen * t.scale / 2, -std::numeric_limits<float>::infinity());
   }
   return {out, lse};
 }

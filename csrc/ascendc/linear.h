@@ -25,7 +25,7 @@ inline void choose_tiles(LinearTiling& t) {
       const double load = double(m + n) * t.k * 2 / kLoadBytes;
       const double store = double(m) * n * 4 / kStoreBytes;
       const double waves = static_cast<double>(ceil_div(tiles_of(candidate), chip().cube_cores));
-      const double cycles = waves * (std::max(product, load) + store + kTileCycles);
+      const double cycles = waves * (std::max({product, load, store}) + kTileCycles);
       if (best == 0 || cycles < best) {
         best = cycles;
         t.tile_m = m;

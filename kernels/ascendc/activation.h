@@ -20,13 +20,36 @@ __aicore__ inline void TimesSigmoid(LocalTensor<float> x, LocalTensor<float> wor
   VectorBarrier();
 }
 
+// A block of eight for each constant of Gelu's fused additions.
+constexpr int32_t kConstants = 3 * 8;
+
+__aicore__ inline void FillConstants(LocalTensor<float> constants) {
+  constexpr float kValues[3] = {0.5f * 1.421413741f, -0.5f * 0.284496736f, 0.5f * 0.254829592f};
+  for (int32_t i = 0; i < 3; ++i) AscendC::Duplicate(constants[i * 8], kValues[i], 8);
+  VectorBarrier();
+}
+
+// q = q t + c, of which one block is all there is.
+__aicore__ inline void MulAddBlock(LocalTensor<float> q, LocalTensor<float> t, LocalTensor<float> c,
+                                   int32_t count) {
+  int32_t full = count / kRepeatFloats, tail = count % kRepeatFloats;
+  AscendC::BinaryRepeatParams strides(1, 1, 0, 8, 8, 0);
+  if (full) {
+    AscendC::FusedMulAdd(q, t, c, static_cast<uint64_t>(kRepeatFloats), static_cast<uint8_t>(full),
+                         strides);
+  }
+  if (tail) {
+    int32_t at = full * kRepeatFloats;
+    AscendC::FusedMulAdd(q[at], t[at], c, static_cast<uint64_t>(tail), 1, strides);
+  }
+  VectorBarrier();
+}
+
 // max(x, 0) - |x| q(|x|), where q(a) = (1 - erf(a / sqrt(2))) / 2 by Abramowitz and Stegun 7.1.26:
 // its error is at most 7.5e-8.
 __aicore__ inline void Gelu(LocalTensor<float> x, LocalTensor<float> a, LocalTensor<float> t,
-                            LocalTensor<float> q, int32_t count) {
+                            LocalTensor<float> q, LocalTensor<float> constants, int32_t count) {
   constexpr float kScale = 0.3275911f * 0.70710678f;
-  constexpr float kFactors[5] = {0.5f * 1.061405429f, -0.5f * 1.453152027f, 0.5f * 1.421413741f,
-                                 -0.5f * 0.284496736f, 0.5f * 0.254829592f};
   AscendC::Abs(a, x, count);
   VectorBarrier();
   AscendC::Mins(a, a, 30.0f, count);
@@ -38,14 +61,13 @@ __aicore__ inline void Gelu(LocalTensor<float> x, LocalTensor<float> a, LocalTen
   VectorBarrier();
   AscendC::Div(t, q, t, count);
   VectorBarrier();
-  AscendC::Muls(q, t, kFactors[0], count);
+  AscendC::Muls(q, t, 0.5f * 1.061405429f, count);
   VectorBarrier();
-  for (int32_t i = 1; i < 5; ++i) {
-    AscendC::Adds(q, q, kFactors[i], count);
-    VectorBarrier();
-    AscendC::Mul(q, q, t, count);
-    VectorBarrier();
-  }
+  AscendC::Adds(q, q, -0.5f * 1.453152027f, count);
+  VectorBarrier();
+  for (int32_t i = 0; i < 3; ++i) MulAddBlock(q, t, constants[i * 8], count);
+  AscendC::Mul(q, q, t, count);
+  VectorBarrier();
   AscendC::Mul(t, a, a, count);
   VectorBarrier();
   AscendC::Muls(t, t, -0.5f, count);
@@ -61,15 +83,15 @@ __aicore__ inline void Gelu(LocalTensor<float> x, LocalTensor<float> a, LocalTen
   VectorBarrier();
 }
 
-// In place; `work` has room for three times count.
+// In place; `work` has room for three times count; the constants are those of FillConstants.
 __aicore__ inline void Activate(int32_t activation, LocalTensor<float> x, LocalTensor<float> work,
-                                int32_t count) {
+                                LocalTensor<float> constants, int32_t count) {
   int32_t room = AlignUp(count, kRepeatFloats);
   if (activation == kRelu) {
     AscendC::Maxs(x, x, 0.0f, count);
     VectorBarrier();
   } else if (activation == kGelu) {
-    Gelu(x, work, work[room], work[2 * room], count);
+    Gelu(x, work, work[room], work[2 * room], constants, count);
   } else if (activation == kSilu) {
     AscendC::Adds(work, x, 0.0f, count);
     VectorBarrier();

@@ -1,5 +1,7 @@
-// The cube core's half of attention: scores = q k^T and product = weights v, a block of keys each.
-// The scores of block j + 1 are on their way before the weights of block j are waited for.
+// The cube core's half of attention: scores = q k^T and product = weights v, a block of keys each,
+// in pieces of 128 keys. Scores leave in halves of 64 keys, each with a part of L0C of its own, so
+// that the fixpipe, which bounds this core, always has one to store; the products of an older block
+// are multiplied meanwhile.
 #pragma once
 
 #include "attention_item.h"
@@ -16,52 +18,66 @@ class AttentionCube {
     q_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(q));
     k_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(k));
     v_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(v));
-    pipe_.InitBuffer(q_l1_, kQueries * kMaxHeadDim * 2);
-    pipe_.InitBuffer(k_l1_, 2 * kKeys * kMaxHeadDim * 2);
-    pipe_.InitBuffer(v_l1_, 2 * kKeys * kMaxHeadDim * 2);
-    pipe_.InitBuffer(w_l1_, 2 * kQueries * kKeys * 2);
-    pipe_.InitBuffer(l0a_, 2 * kQueries * kDepthL0 * 2);
-    pipe_.InitBuffer(l0b_, 2 * kKeys * kDepthL0 * 2);
-    pipe_.InitBuffer(l0c_, 2 * kQueries * kKeys * 4);
+    pipe_.InitBuffer(q_l1_, 2 * kQueries * kMaxHeadDim * 2);
+    pipe_.InitBuffer(k_l1_, 2 * kPieceKeys * kMaxHeadDim * 2);
+    pipe_.InitBuffer(v_l1_, 2 * kPieceKeys * kColumns * 2);
+    pipe_.InitBuffer(w_l1_, 2 * kQueries * kPieceKeys * 2);
+    pipe_.InitBuffer(l0a_, 2 * kSlotL0 * 2);
+    pipe_.InitBuffer(l0b_, 2 * kSlotL0 * 2);
+    pipe_.InitBuffer(l0c_, 2 * kQueries * kPieceKeys * 4);
   }
 
   __aicore__ inline void Run(Address cu_q, Address cu_k) {
-    for (int32_t i = 0; i < 5; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
-    for (int32_t i = 0; i < 2; ++i) {
-      AscendC::SetFlag<HardEvent::M_MTE1>(i);
-      AscendC::SetFlag<HardEvent::FIX_M>(i);
-    }
+    for (int32_t i = 0; i < 6; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
+    for (int32_t i = 0; i < 2; ++i) AscendC::SetFlag<HardEvent::M_MTE1>(i);
+    for (int32_t i = 0; i < 3; ++i) AscendC::SetFlag<HardEvent::FIX_M>(i);
     int64_t items = AttentionItem::Count(t_);
     for (int64_t i = AscendC::GetBlockIdx(); i < items; i += AscendC::GetBlockNum()) {
       AttentionItem item(t_, cu_q, cu_k, i);
-      RunItem(item);
+      int32_t blocks = item.Blocks(t_);
+      if (blocks == 0) continue;
+      LoadQueries(item);
+      for (int32_t block = 0; block < blocks; ++block) {
+        Step(item, block);
+        if (block == blocks - 1) AscendC::SetFlag<HardEvent::MTE1_MTE2>(kQuery + q_slot_);
+      }
+      q_slot_ ^= 1;
     }
-    for (int32_t i = 0; i < 5; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
-    for (int32_t i = 0; i < 2; ++i) {
-      AscendC::WaitFlag<HardEvent::M_MTE1>(i);
-      AscendC::WaitFlag<HardEvent::FIX_M>(i);
+    for (int64_t step = steps_ < 2 ? 0 : steps_ - 2; step < steps_; ++step) {
+      AscendC::CrossCoreWaitFlag(kWeightsReady);
+      for (int32_t unit = 0; unit < Units(blocks_[step % kSlots]); ++unit) Product(step, unit);
     }
+    for (int32_t i = 0; i < 6; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
+    for (int32_t i = 0; i < 2; ++i) AscendC::WaitFlag<HardEvent::M_MTE1>(i);
+    for (int32_t i = 0; i < 3; ++i) AscendC::WaitFlag<HardEvent::FIX_M>(i);
   }
 
  private:
-  // Flags of L1: 0 and 1 the slots of k, 2 and 3 those of v and the weights, 4 q.
+  // Flags of L1: 0 and 1 the slots of k, 2 and 3 those of v and the weights, 4 and 5 those of q.
   static constexpr int32_t kValues = 2, kQuery = 4;
+  // Depth and columns of one multiplication; parts of L0C: scores of 64 keys each, and the product.
+  static constexpr int32_t kDepth = 128, kColumns = 128, kHalfPiece = kPieceKeys / 2;
+  static constexpr int32_t kProductPart = 2;
+  static constexpr int32_t kSlotL0 = kQueries * kDepth;
 
-  __aicore__ inline void RunItem(const AttentionItem& item) {
-    int32_t blocks = item.Blocks();
-    if (blocks == 0) return;
+  // What is left of a step when its weights come.
+  struct Block {
+    int64_t values;  // where v begins
+    int32_t rows;
+    int32_t keys;
+  };
+
+  __aicore__ inline void LoadQueries(const AttentionItem& item) {
     int64_t at = item.batch * t_.q_batch_stride +
                  (item.query_token + item.first) * t_.q_row_stride + item.head * t_.q_head_stride;
-    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kQuery);
-    LoadRowsOfA(q_l1_.template Get<T>(), q_[at], item.rows, t_.dim, t_.q_row_stride);
-    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kQuery);
-    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kQuery);
-    for (int32_t block = 0; block < blocks; ++block) {
-      Scores(item, block);
-      if (block == blocks - 1) AscendC::SetFlag<HardEvent::MTE1_MTE2>(kQuery);
-      if (block > 0) Product(item, block - 1);
-    }
-    Product(item, blocks - 1);
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kQuery + q_slot_);
+    LoadRowsOfA(Queries(), q_[at], item.rows, t_.dim, t_.q_row_stride);
+    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kQuery + q_slot_);
+    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kQuery + q_slot_);
+  }
+
+  __aicore__ inline LocalTensor<T> Queries() {
+    return q_l1_.template Get<T>()[q_slot_ * kQueries * kMaxHeadDim];
   }
 
   // Rows of a left operand; a single one twice, since a product has at least two.
@@ -75,61 +91,107 @@ class AttentionCube {
   __aicore__ inline int64_t KeyOffset(const AttentionItem& item, int32_t block,
                                       int64_t batch_stride, int64_t row_stride,
                                       int64_t head_stride) const {
-    return item.batch * batch_stride + (item.key_token + item.begin + block * kKeys) * row_stride +
+    return item.batch * batch_stride +
+           (item.key_token + item.begin + block * t_.block_keys) * row_stride +
            item.head / (t_.heads / t_.heads_k) * head_stride;
   }
 
-  __aicore__ inline void Scores(const AttentionItem& item, int32_t block) {
-    int32_t keys = item.BlockKeys(block), slot = scores_done_ % 2, pitch = AlignUp(keys, 16);
-    LocalTensor<T> q = q_l1_.template Get<T>();
-    LocalTensor<T> k = k_l1_.template Get<T>()[slot * kKeys * kMaxHeadDim];
-    LocalTensor<float> scores = l0c_.template Get<float>();
-    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(slot);
+  // Scores of a block of keys, and in turns the product of the last block but one.
+  __aicore__ inline void Step(const AttentionItem& item, int32_t block) {
+    int32_t keys = item.BlockKeys(t_, block), pieces = CeilDiv(keys, kPieceKeys), units = 0;
     int64_t at = KeyOffset(item, block, t_.k_batch_stride, t_.k_row_stride, t_.k_head_stride);
-    LoadColumns<T>(k, k_[at], keys, t_.dim, t_.k_row_stride, pitch);
-    AscendC::SetFlag<HardEvent::MTE2_MTE1>(slot);
-    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(slot);
-    AscendC::WaitFlag<HardEvent::FIX_M>(0);
-    for (int32_t d = 0; d < t_.dim; d += kDepthL0) {
-      int32_t depth = Min(kDepthL0, t_.dim - d);
-      AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-      LoadL0A<T>(L0A(), q[d * AlignUp(item.rows, 16)], Max(item.rows, 2), depth);
-      LoadL0B<T>(L0B(), k[d * pitch], keys, depth);
-      Multiply(scores, item.rows, keys, depth, d == 0);
+    if (steps_ >= 2) {
+      AscendC::CrossCoreWaitFlag(kWeightsReady);
+      units = Units(blocks_[(steps_ - 2) % kSlots]);
     }
-    AscendC::SetFlag<HardEvent::MTE1_MTE2>(slot);
-    Store(ring_.Scores(slot), scores, 0, item.rows, keys, kKeys);
-    AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kScoresReady);
-    ++scores_done_;
+    for (int32_t i = 0; i < Max(pieces, units); ++i) {
+      if (i < pieces) {
+        Scores(at + i * kPieceKeys * t_.k_row_stride, item.rows,
+               Min(kPieceKeys, keys - i * kPieceKeys), i * kPieceKeys);
+      }
+      if (i == pieces - 1) AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kScoresReady);
+      if (i < units) Product(steps_ - 2, i);
+    }
+    Block& kept = blocks_[steps_ % kSlots];
+    kept.values = KeyOffset(item, block, t_.v_batch_stride, t_.v_row_stride, t_.v_head_stride);
+    kept.rows = item.rows;
+    kept.keys = keys;
+    ++steps_;
   }
 
-  __aicore__ inline void Product(const AttentionItem& item, int32_t block) {
-    int32_t keys = item.BlockKeys(block), slot = products_done_ % 2, pitch = AlignUp(keys, 16);
-    LocalTensor<T> v = v_l1_.template Get<T>()[slot * kKeys * kMaxHeadDim];
-    LocalTensor<T> w = w_l1_.template Get<T>()[slot * kQueries * kKeys];
-    LocalTensor<float> product = l0c_.template Get<float>()[kQueries * kKeys];
-    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kValues + slot);
-    int64_t at = KeyOffset(item, block, t_.v_batch_stride, t_.v_row_stride, t_.v_head_stride);
-    LoadColumns<T>(v, v_[at], keys, t_.dim_v, t_.v_row_stride, pitch);
-    AscendC::CrossCoreWaitFlag(kWeightsReady);
-    LoadRowsOfA(w, ring_.template Weights<T>(slot), item.rows, keys, kKeys);
-    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kValues + slot);
-    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kValues + slot);
-    for (int32_t n = 0; n < t_.dim_v; n += kKeys) {
-      int32_t width = Min(kKeys, t_.dim_v - n);
-      AscendC::WaitFlag<HardEvent::FIX_M>(1);
-      for (int32_t d = 0; d < keys; d += kDepthL0) {
-        int32_t depth = Min(kDepthL0, keys - d);
-        AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-        LoadL0A<T>(L0A(), w[d * AlignUp(item.rows, 16)], Max(item.rows, 2), depth);
-        LoadTransposed(L0B(), v[n * pitch + d * 16], width, depth, pitch);
-        Multiply(product, item.rows, width, depth, d == 0);
+  // Scores of the keys at `at`, for columns from `column` on of the block.
+  __aicore__ inline void Scores(int64_t at, int32_t rows, int32_t keys, int32_t column) {
+    int32_t pitch = AlignUp(keys, 16), halves = CeilDiv(keys, kHalfPiece);
+    LocalTensor<T> k = k_l1_.template Get<T>()[k_slot_ * kPieceKeys * kMaxHeadDim];
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(k_slot_);
+    LoadColumns<T>(k, k_[at], keys, t_.dim, t_.k_row_stride, pitch);
+    AscendC::SetFlag<HardEvent::MTE2_MTE1>(k_slot_);
+    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(k_slot_);
+    for (int32_t d = 0; d < t_.dim; d += kDepth) {
+      int32_t depth = Min(kDepth, t_.dim - d);
+      bool last = d + depth == t_.dim;
+      AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
+      LoadL0A<T>(L0A(), Queries()[d * AlignUp(rows, 16)], Max(rows, 2), depth);
+      for (int32_t half = 0; half < halves; ++half) {
+        LoadKeys(L0B()[half * kHalfPiece * kDepth], k[d * pitch + half * kHalfPiece * 16],
+                 Min(kHalfPiece, keys - half * kHalfPiece), depth, pitch);
       }
-      Store(ring_.Product(slot)[n], product, 1, item.rows, width, ring_.product);
+      if (last) AscendC::SetFlag<HardEvent::MTE1_MTE2>(k_slot_);
+      Loaded();
+      for (int32_t half = 0; half < halves; ++half) {
+        int32_t n = Min(kHalfPiece, keys - half * kHalfPiece);
+        if (d == 0) AscendC::WaitFlag<HardEvent::FIX_M>(half);
+        Multiply(half, L0B()[half * kHalfPiece * kDepth], rows, n, depth, d == 0);
+        if (last)
+          Store(ring_.Scores(steps_)[column + half * kHalfPiece], half, rows, n, ring_.keys);
+      }
+      Multiplied();
     }
-    AscendC::SetFlag<HardEvent::MTE1_MTE2>(kValues + slot);
-    AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kProductReady);
-    ++products_done_;
+    k_slot_ ^= 1;
+  }
+
+  // Units of the product of a block: of 128 keys and 128 columns of v.
+  __aicore__ inline int32_t Units(const Block& block) const {
+    return CeilDiv(block.keys, kPieceKeys) * CeilDiv(t_.dim_v, kColumns);
+  }
+
+  __aicore__ inline void Product(int64_t step, int32_t unit) {
+    const Block& block = blocks_[step % kSlots];
+    int32_t pieces = CeilDiv(block.keys, kPieceKeys), piece = unit % pieces;
+    int32_t first = unit / pieces * kColumns, width = Min(kColumns, t_.dim_v - first);
+    int32_t keys = Min(kPieceKeys, block.keys - piece * kPieceKeys), pitch = AlignUp(keys, 16);
+    LocalTensor<T> v = v_l1_.template Get<T>()[v_slot_ * kPieceKeys * kColumns];
+    LocalTensor<T> w = w_l1_.template Get<T>()[v_slot_ * kQueries * kPieceKeys];
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kValues + v_slot_);
+    LoadColumns<T>(v, v_[block.values + piece * kPieceKeys * t_.v_row_stride + first], keys, width,
+                   t_.v_row_stride, pitch);
+    LoadRowsOfA(w, ring_.template Weights<T>(step)[piece * kPieceKeys], block.rows, keys,
+                ring_.keys);
+    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kValues + v_slot_);
+    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kValues + v_slot_);
+    AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
+    LoadL0A<T>(L0A(), w, Max(block.rows, 2), keys);
+    LoadTransposed(L0B(), v, width, keys, pitch);
+    AscendC::SetFlag<HardEvent::MTE1_MTE2>(kValues + v_slot_);
+    Loaded();
+    if (piece == 0) AscendC::WaitFlag<HardEvent::FIX_M>(kProductPart);
+    Multiply(kProductPart, L0B(), block.rows, width, keys, piece == 0);
+    Multiplied();
+    if (piece == pieces - 1) {
+      Store(ring_.Product(step)[first], kProductPart, block.rows, width, ring_.product);
+    }
+    if (unit == Units(block) - 1) AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kProductReady);
+    v_slot_ ^= 1;
+  }
+
+  // Some keys of a piece of `pitch` into L0B.
+  __aicore__ inline void LoadKeys(LocalTensor<T> dst, LocalTensor<T> src, int32_t keys,
+                                  int32_t depth, int32_t pitch) {
+    int32_t across = CeilDiv(keys, 16), down = CeilDiv(depth, 16);
+    for (int32_t i = 0; i < across; ++i) {
+      AscendC::LoadData(dst[i * kFractal], src[i * kFractal],
+                        AscendC::LoadData2DParams(0, down, pitch / 16, 0, across - 1, false, 0));
+    }
   }
 
   // v (keys x width) into L0B: it lies in L1 as columns of 16, and each fractal is transposed.
@@ -142,42 +204,48 @@ class AttentionCube {
     }
   }
 
-  __aicore__ inline LocalTensor<T> L0A() {
-    return l0a_.template Get<T>()[l0_slot_ * kQueries * kDepthL0];
-  }
-  __aicore__ inline LocalTensor<T> L0B() {
-    return l0b_.template Get<T>()[l0_slot_ * kKeys * kDepthL0];
+  __aicore__ inline LocalTensor<T> L0A() { return l0a_.template Get<T>()[l0_slot_ * kSlotL0]; }
+  __aicore__ inline LocalTensor<T> L0B() { return l0b_.template Get<T>()[l0_slot_ * kSlotL0]; }
+  __aicore__ inline LocalTensor<float> Part(int32_t part) {
+    return l0c_.template Get<float>()[part * kQueries * kHalfPiece];
   }
 
-  // What was just loaded into L0; its slot is free afterwards.
-  __aicore__ inline void Multiply(LocalTensor<float> c, int32_t m, int32_t n, int32_t k,
-                                  bool first) {
+  // A slot of L0 is filled; is free again.
+  __aicore__ inline void Loaded() {
     AscendC::SetFlag<HardEvent::MTE1_M>(l0_slot_);
     AscendC::WaitFlag<HardEvent::MTE1_M>(l0_slot_);
-    AscendC::Mmad(c, L0A(), L0B(), mmkern::Product(m, n, k, first));
-    AscendC::PipeBarrier<PIPE_M>();
+  }
+  __aicore__ inline void Multiplied() {
     AscendC::SetFlag<HardEvent::M_MTE1>(l0_slot_);
     l0_slot_ ^= 1;
   }
 
-  __aicore__ inline void Store(GlobalTensor<float> to, LocalTensor<float> c, int32_t region,
-                               int32_t m, int32_t n, int32_t stride) {
-    AscendC::SetFlag<HardEvent::M_FIX>(region);
-    AscendC::WaitFlag<HardEvent::M_FIX>(region);
+  __aicore__ inline void Multiply(int32_t part, LocalTensor<T> b, int32_t m, int32_t n, int32_t k,
+                                  bool first) {
+    AscendC::Mmad(Part(part), L0A(), b, mmkern::Product(m, n, k, first));
+    AscendC::PipeBarrier<PIPE_M>();
+  }
+
+  __aicore__ inline void Store(GlobalTensor<float> to, int32_t part, int32_t m, int32_t n,
+                               int32_t stride) {
+    AscendC::SetFlag<HardEvent::M_FIX>(part);
+    AscendC::WaitFlag<HardEvent::M_FIX>(part);
     AscendC::FixpipeParamsV220 p;
     p.nSize = static_cast<uint16_t>(n);
     p.mSize = static_cast<uint16_t>(m);
     p.srcStride = static_cast<uint16_t>(AlignUp(m, 16));
     p.dstStride = stride;
     p.quantPre = QuantMode_t::NoQuant;
-    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(to, c, p);
-    AscendC::SetFlag<HardEvent::FIX_M>(region);
+    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(to, Part(part), p);
+    AscendC::SetFlag<HardEvent::FIX_M>(part);
   }
 
   AttentionTiling t_;
   AttentionRing ring_;
   GlobalTensor<T> q_, k_, v_;
-  int32_t scores_done_ = 0, products_done_ = 0, l0_slot_ = 0;
+  int64_t steps_ = 0;
+  int32_t q_slot_ = 0, k_slot_ = 0, v_slot_ = 0, l0_slot_ = 0;
+  Block blocks_[kSlots];
   AscendC::TPipe pipe_;
   AscendC::TBuf<TPosition::A1> q_l1_, k_l1_, v_l1_, w_l1_;
   AscendC::TBuf<TPosition::A2> l0a_;

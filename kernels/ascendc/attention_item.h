@@ -7,9 +7,15 @@
 
 namespace mmkern {
 
-// Flags between a cube core and its two vector cores. No flag says that a slot of the ring is free:
-// scores j + 2 overwrite scores j, and before they are written the cube core has waited for the
-// weights j, for which the vector cores had read scores j; weights and products go likewise.
+// Both go through steps, a step for each block of keys of each item. In step t the cube core makes
+// the scores t and, of weights that the vector cores made of older scores, the product t - 2; the
+// vector cores make the weights t and add the product t - 2. So each has work while it waits for
+// the other.
+//
+// Flags between a cube core and its two vector cores. No flag says that a slot of a ring is free:
+// before scores t overwrite scores t - 2 the cube core has waited for the weights t - 2; weights t
+// follow on the scores t, before which the weights t - 3 were read; and before the product t
+// overwrites t - 3 the cube core has waited for the weights t, before which that was read.
 constexpr uint16_t kScoresReady = 0, kWeightsReady = 1, kProductReady = 2;
 
 struct AttentionItem {
@@ -28,6 +34,7 @@ struct AttentionItem {
     return static_cast<int64_t>(t.batch) * t.heads * CeilDiv(t.queries, kQueries);
   }
 
+  __aicore__ AttentionItem() {}
   __aicore__ AttentionItem(const AttentionTiling& t, Address cu_q, Address cu_k, int64_t index) {
     int32_t blocks = CeilDiv(t.queries, kQueries);
     first = static_cast<int32_t>(index % blocks) * kQueries;
@@ -59,31 +66,35 @@ struct AttentionItem {
   __aicore__ int32_t Last(const AttentionTiling& t, int32_t r) const {
     return first + r + keys - queries + t.right;
   }
-  __aicore__ int32_t Blocks() const { return CeilDiv(end - begin, kKeys); }
-  __aicore__ int32_t BlockKeys(int32_t block) const {
-    return Min(kKeys, end - begin - block * kKeys);
+  __aicore__ int32_t Blocks(const AttentionTiling& t) const {
+    return CeilDiv(end - begin, t.block_keys);
+  }
+  __aicore__ int32_t BlockKeys(const AttentionTiling& t, int32_t block) const {
+    return Min(t.block_keys, end - begin - block * t.block_keys);
   }
 };
 
-// What lies in global memory between the cores, two slots of each: scores and products in float32,
-// weights in the inputs' type.
+// What lies in global memory between the cores: scores and products in float32, weights in the
+// inputs' type.
 struct AttentionRing {
   Address base;
-  int32_t product;  // elements of a row of the product
+  int32_t keys;     // elements of a row of scores and weights
+  int32_t product;  // of a row of the product
 
   __aicore__ AttentionRing(Address ring, const AttentionTiling& t, int32_t core)
-      : product(AlignUp(t.dim_v, 16)) {
+      : keys(t.block_keys), product(AlignUp(t.dim_v, 16)) {
     base = ring + core * t.ring_bytes;
   }
-  __aicore__ GlobalTensor<float> Scores(int32_t slot) const {
-    return At<float>(static_cast<int64_t>(slot) * kQueries * kKeys * 4);
+  __aicore__ GlobalTensor<float> Scores(int64_t step) const {
+    return At<float>(step % kScoreSlots * kQueries * keys * 4);
   }
   template <class T>
-  __aicore__ GlobalTensor<T> Weights(int32_t slot) const {
-    return At<T>(static_cast<int64_t>(kQueries) * kKeys * (8 + slot * 2));
+  __aicore__ GlobalTensor<T> Weights(int64_t step) const {
+    return At<T>((kScoreSlots * 4 + step % kSlots * 2) * kQueries * keys);
   }
-  __aicore__ GlobalTensor<float> Product(int32_t slot) const {
-    return At<float>(static_cast<int64_t>(kQueries) * (kKeys * 12 + slot * product * 4));
+  __aicore__ GlobalTensor<float> Product(int64_t step) const {
+    return At<float>((kScoreSlots * 4 + kSlots * 2) * kQueries * keys +
+                     step % kSlots * kQueries * product * 4);
   }
 
  private:

@@ -5,10 +5,14 @@
 
 namespace mmkern {
 
-// Queries and keys of one block; a vector core has half its queries.
-constexpr int32_t kQueries = 128, kKeys = 128;
+// Queries and at most keys of one block; a vector core has half its queries. The cube core takes
+// the keys in pieces.
+constexpr int32_t kQueries = 128, kMaxKeys = 512, kPieceKeys = 128;
 constexpr int32_t kMaxHeadDim = 256;
-// lse of a row that sees no key, or less, which the host makes -inf: no infinity arises on a core.
+// of scores, and of weights and products, in the rings between the cores: attention_item.h says why
+constexpr int32_t kScoreSlots = 2, kSlots = 3;
+// The largest score of a row that sees no key: times the scale it is lse, or lse is less, which the
+// host makes -inf, so that no infinity arises on a core.
 constexpr float kUnseen = -1.0e20f;
 
 struct AttentionTiling {
@@ -36,7 +40,7 @@ struct AttentionTiling {
   int32_t packed;
   int32_t masked;  // there is a key padding mask
   float scale;
-  int32_t unused;
+  int32_t block_keys;  // a multiple of kPieceKeys
 };
 
 }  // namespace mmkern

@@ -11,8 +11,8 @@
 namespace mmkern {
 
 constexpr int32_t kHalf = kQueries / 2;
-constexpr int32_t kSoftmaxRows = 32, kProductRows = 16;  // rows of one pass, 16 KiB each
-constexpr float kMasked = -1.0e30f;                      // far below kUnseen
+constexpr int32_t kPassRows = 16, kWidePassRows = 8;  // of one pass; with heads over 128
+constexpr float kMasked = -1.0e30f;                   // far below kUnseen
 
 template <class T>
 class AttentionVector {
@@ -24,27 +24,31 @@ class AttentionVector {
     out_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(out));
     lse_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(lse));
     width_ = AlignUp(t_.dim_v, 8);
-    pipe_.InitBuffer(scores_queue_, 2, kSoftmaxRows * kKeys * 4);
-    pipe_.InitBuffer(weights_queue_, 2, kSoftmaxRows * kKeys * 2);
-    pipe_.InitBuffer(product_queue_, 2, kProductRows * ring_.product * 4);
-    pipe_.InitBuffer(out_queue_, 1, kProductRows * ring_.product * 2);
+    pass_ = t_.dim_v <= kMaxHeadDim / 2 ? kPassRows : kWidePassRows;
+    pipe_.InitBuffer(scores_queue_, 2, pass_ * t_.block_keys * 4);
+    pipe_.InitBuffer(weights_queue_, 2, pass_ * t_.block_keys * 2);
+    pipe_.InitBuffer(product_queue_, 2, pass_ * ring_.product * 4);
+    pipe_.InitBuffer(out_queue_, 1, pass_ * ring_.product * 2);
     pipe_.InitBuffer(lse_queue_, 1, kHalf * 4);
     pipe_.InitBuffer(sum_buffer_, kHalf * width_ * 4);
-    pipe_.InitBuffer(lanes_buffer_, kSoftmaxRows * kRepeatFloats * 4);
-    pipe_.InitBuffer(row_buffer_, (5 * kHalf + 3 * kHalf * 8) * 4);
+    pipe_.InitBuffer(lanes_buffer_, pass_ * (kRepeatFloats + 8) * 4);
+    pipe_.InitBuffer(row_buffer_, ((2 * kSlots + 3) * kHalf + (kSlots + 1) * kHalf * 8 + 8) * 4);
     if (t_.masked) {
-      pipe_.InitBuffer(mask_queue_, 1, kKeys);
-      pipe_.InitBuffer(mask_buffer_, kKeys * 6);
+      pipe_.InitBuffer(mask_queue_, 1, t_.block_keys);
+      pipe_.InitBuffer(mask_buffer_, t_.block_keys * 6);
     }
     LocalTensor<float> rows = row_buffer_.template Get<float>();
     max_ = rows;
-    sum_ = rows[kHalf];
-    next_ = rows[2 * kHalf];
-    factor_ = rows[3 * kHalf];
-    ones_ = rows[4 * kHalf];
-    blocks_ = rows[5 * kHalf];
-    factors_ = rows[5 * kHalf + kHalf * 8];
-    AscendC::Duplicate(rows, 1.0f, 5 * kHalf);
+    sum_ = rows[kSlots * kHalf];
+    next_ = rows[2 * kSlots * kHalf];
+    factor_ = next_[kHalf];
+    ones_ = next_[2 * kHalf];
+    blocks_ = next_[3 * kHalf];
+    factors_ = blocks_[kHalf * 8];
+    scale_ = factors_[kSlots * kHalf * 8];
+    AscendC::Duplicate(rows, 1.0f, (2 * kSlots + 3) * kHalf);
+    AscendC::Duplicate(scale_, t_.scale, 8);
+    AscendC::Duplicate(lanes_buffer_.template Get<float>(), 0.0f, pass_ * (kRepeatFloats + 8));
     VectorBarrier();
   }
 
@@ -54,106 +58,127 @@ class AttentionVector {
       AttentionItem item(t_, cu_q, cu_k, i);
       if (item.rows > 0) RunItem(item);
     }
+    for (int64_t step = steps_ < 2 ? 0 : steps_ - 2; step < steps_; ++step) AddProduct(step);
   }
 
  private:
+  // What is left of a step when its product comes: rows of this core, and where their state is.
+  struct Block {
+    AttentionItem item;
+    int32_t row;
+    int32_t rows;
+    int32_t state;
+    bool first;
+    bool last;
+  };
+
   __aicore__ inline void RunItem(const AttentionItem& item) {
     int32_t middle = CeilDiv(item.rows, 2), half = AscendC::GetSubBlockIdx();
-    row_ = half ? middle : 0;
-    rows_ = half ? item.rows - middle : middle;
-    AscendC::Duplicate(max_, kUnseen, kHalf);
-    AscendC::Duplicate(sum_, 0.0f, kHalf);
-    AscendC::Duplicate(sum_buffer_.template Get<float>(), 0.0f, kHalf * width_);
-    VectorBarrier();
-    int32_t blocks = item.Blocks();
+    Block b{item, half ? middle : 0, half ? item.rows - middle : middle, state_, true, true};
+    int32_t blocks = item.Blocks(t_);
+    if (blocks == 0 && b.rows > 0) StoreUnseen(b);
     for (int32_t block = 0; block < blocks; ++block) {
-      Softmax(item, block);
-      if (block > 0) AddProduct();
+      b.first = block == 0;
+      b.last = block == blocks - 1;
+      blocks_of_[steps_ % kSlots] = b;
+      Softmax(b, block);
+      ++steps_;
+      if (steps_ > 2) AddProduct(steps_ - 3);
     }
-    if (blocks) AddProduct();
-    if (rows_ > 0) Finish(item);
+    if (blocks) state_ = (state_ + 1) % kSlots;
   }
 
   // The weights of one block of keys; what the sums so far are to be multiplied by, in factors_.
-  __aicore__ inline void Softmax(const AttentionItem& item, int32_t block) {
-    int32_t keys = item.BlockKeys(block), first = item.begin + block * kKeys;
-    int32_t slot = softmaxes_done_ % 2;
-    if (t_.masked) LoadMask(item, first, keys);
-    AscendC::CrossCoreWaitFlag(kScoresReady);
-    for (int32_t r = 0; r < rows_; r += kSoftmaxRows) {
-      Tile tile{Min(kSoftmaxRows, rows_ - r), keys, AlignUp(keys, 8)};
-      LocalTensor<float> s = LoadScores(slot, r, tile);
-      AscendC::Muls(s, s, t_.scale, tile.rows * tile.pitch);
+  __aicore__ inline void Softmax(const Block& b, int32_t block) {
+    int32_t keys = b.item.BlockKeys(t_, block), first = b.item.begin + block * t_.block_keys;
+    if (b.first) {
+      AscendC::Duplicate(max_[b.state * kHalf], kUnseen, kHalf);
+      AscendC::Duplicate(sum_[b.state * kHalf], 0.0f, kHalf);
       VectorBarrier();
-      MaskRows(s, item, r, first, tile);
+    }
+    if (t_.masked) LoadMask(b.item, first, keys);
+    AscendC::CrossCoreWaitFlag(kScoresReady);
+    for (int32_t r = 0; r < b.rows; r += pass_) {
+      Tile tile{Min(pass_, b.rows - r), keys, AlignUp(keys, 8)};
+      LocalTensor<float> s = LoadScores(b.row + r, tile);
+      MaskRows(s, b.item, b.row + r, first, tile);
       if (t_.masked) RowsWithVector<AddOp>(s, mask_buffer_.template Get<float>(), tile);
-      Weigh(s, r, slot, tile);
+      Weigh(s, b.state * kHalf + r, (steps_ % kSlots * kHalf + r) * 8, tile);
       LocalTensor<T> w = weights_queue_.template AllocTensor<T>();
       CastRows<T, float>(w, s, tile.rows, keys, AlignUp(keys, 16), tile.pitch,
                          AscendC::RoundMode::CAST_RINT);
       weights_queue_.EnQue(w);
       scores_queue_.FreeTensor(s);
       w = weights_queue_.template DeQue<T>();
-      AscendC::DataCopyPad(ring_.template Weights<T>(slot)[(row_ + r) * kKeys], w,
+      AscendC::DataCopyPad(ring_.template Weights<T>(steps_)[(b.row + r) * ring_.keys], w,
                            AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), keys * 2, 0,
-                                                      (kKeys - keys) * 2, 0));
+                                                      (ring_.keys - keys) * 2, 0));
       weights_queue_.FreeTensor(w);
     }
     AscendC::CrossCoreSetFlag<2, PIPE_MTE3>(kWeightsReady);
-    ++softmaxes_done_;
   }
 
-  __aicore__ inline LocalTensor<float> LoadScores(int32_t slot, int32_t r, const Tile& tile) {
+  __aicore__ inline LocalTensor<float> LoadScores(int32_t row, const Tile& tile) {
     LocalTensor<float> s = scores_queue_.template AllocTensor<float>();
     uint8_t pad = static_cast<uint8_t>(tile.pitch - tile.cols);
-    AscendC::DataCopyPad(s, ring_.Scores(slot)[(row_ + r) * kKeys],
+    AscendC::DataCopyPad(s, ring_.Scores(steps_)[row * ring_.keys],
                          AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), tile.cols * 4,
-                                                    (kKeys - tile.cols) * 4, 0, 0),
+                                                    (ring_.keys - tile.cols) * 4, 0, 0),
                          AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
     scores_queue_.EnQue(s);
     return scores_queue_.template DeQue<float>();
   }
 
-  // s becomes exp(s - max), and max_, sum_ and factors_ follow.
-  __aicore__ inline void Weigh(LocalTensor<float> s, int32_t r, int32_t slot, const Tile& tile) {
+  // s becomes exp((s - max) scale), and max_ and sum_ at `row` and factors_ at `factors` follow.
+  __aicore__ inline void Weigh(LocalTensor<float> s, int32_t row, int32_t factors,
+                               const Tile& tile) {
     LocalTensor<float> lanes = lanes_buffer_.template Get<float>();
-    LocalTensor<float> max = max_[r], sum = sum_[r], next = next_[r], factor = factor_[r];
-    int32_t groups = AlignUp(tile.rows, 8);
-    AscendC::Duplicate(lanes, kMasked, tile.rows * kRepeatFloats);
+    LocalTensor<float> octets = lanes[pass_ * kRepeatFloats];
+    LocalTensor<float> max = max_[row], sum = sum_[row];
+    int32_t groups = AlignUp(tile.rows, 8), eights = CeilDiv(tile.rows, 8);
+    FoldRows<MaxOp>(lanes, s, kMasked, tile);
+    AscendC::BlockReduceMax(octets, lanes, tile.rows, kRepeatFloats, 1, 1, 8);
     VectorBarrier();
+    AscendC::BlockReduceMax(next_, octets, eights, kRepeatFloats, 1, 1, 8);
+    VectorBarrier();
+    AscendC::Max(next_, next_, max, groups);
+    VectorBarrier();
+    AscendC::Sub(factor_, max, next_, groups);
+    VectorBarrier();
+    AscendC::Muls(factor_, factor_, t_.scale, groups);
+    AscendC::Adds(max, next_, 0.0f, groups);
+    VectorBarrier();
+    AscendC::Exp(factor_, factor_, groups);
+    AscendC::Muls(next_, next_, -t_.scale, groups);
+    VectorBarrier();
+    Blocks(factors_[factors], factor_, tile.rows);
+    Blocks(blocks_, next_, tile.rows);
+    uint8_t step = static_cast<uint8_t>(tile.pitch / 8);
     for (int32_t c = 0; c < tile.cols; c += kRepeatFloats) {
-      AscendC::Max(lanes, lanes, s[c], static_cast<uint64_t>(Min(kRepeatFloats, tile.cols - c)),
-                   static_cast<uint8_t>(tile.rows), Strides(8, 8, tile.pitch / 8));
-      VectorBarrier();
+      AscendC::FusedMulAdd(
+          s[c], scale_, blocks_, static_cast<uint64_t>(Min(kRepeatFloats, tile.cols - c)),
+          static_cast<uint8_t>(tile.rows), AscendC::BinaryRepeatParams(1, 0, 0, step, 0, 1));
     }
-    AscendC::WholeReduceMax(next, lanes, kRepeatFloats, tile.rows, 1, 1, 8,
-                            AscendC::ReduceOrder::ORDER_ONLY_VALUE);
     VectorBarrier();
-    AscendC::Max(next, next, max, groups);
-    VectorBarrier();
-    AscendC::Sub(factor, max, next, groups);
-    VectorBarrier();
-    AscendC::Exp(factor, factor, groups);
-    AscendC::Adds(max, next, 0.0f, groups);
-    VectorBarrier();
-    Blocks(factors_[(slot * kHalf + r) * 8], factor, tile.rows);
-    Blocks(blocks_, max, tile.rows);
-    RowsWithScalars<SubOp>(s, blocks_, tile);
     AscendC::Exp(s, s, tile.rows * tile.pitch);
     VectorBarrier();
-    RowSums(next, s, lanes, tile);
-    AscendC::Mul(sum, sum, factor, groups);
+    FoldRows<AddOp>(lanes, s, 0.0f, tile);
+    AscendC::BlockReduceSum(octets, lanes, tile.rows, kRepeatFloats, 1, 1, 8);
     VectorBarrier();
-    AscendC::Add(sum, sum, next, groups);
+    AscendC::BlockReduceSum(next_, octets, eights, kRepeatFloats, 1, 1, 8);
+    AscendC::Mul(sum, sum, factor_, groups);
+    VectorBarrier();
+    AscendC::Add(sum, sum, next_, groups);
     VectorBarrier();
   }
 
-  // Scores of keys that a row does not see, causal or by a window, become kMasked.
+  // Scores of keys that a row does not see, causal or by a window, become kMasked; row `r` of the
+  // item is the first of s.
   __aicore__ inline void MaskRows(LocalTensor<float> s, const AttentionItem& item, int32_t r,
                                   int32_t first, const Tile& tile) {
     if (t_.left < 0 && t_.right < 0) return;
     for (int32_t i = 0; i < tile.rows; ++i) {
-      int32_t row = row_ + r + i;
+      int32_t row = r + i;
       int32_t begin = t_.left < 0 ? 0 : item.First(t_, row) - first;
       int32_t end = t_.right < 0 ? tile.cols : item.Last(t_, row) + 1 - first;
       if (begin <= 0 && end >= tile.cols) continue;
@@ -182,7 +207,7 @@ class AttentionVector {
     mask_queue_.EnQue(raw);
     raw = mask_queue_.template DeQue<uint8_t>();
     LocalTensor<float> wide = mask_buffer_.template Get<float>();
-    LocalTensor<half> narrow = wide[kKeys].template ReinterpretCast<half>();
+    LocalTensor<half> narrow = wide[t_.block_keys].template ReinterpretCast<half>();
     AscendC::Cast(narrow, raw, AscendC::RoundMode::CAST_NONE, keys);
     VectorBarrier();
     mask_queue_.FreeTensor(raw);
@@ -195,64 +220,92 @@ class AttentionVector {
   }
 
   // sums = sums * factors + the product of one block's weights and values
-  __aicore__ inline void AddProduct() {
-    int32_t slot = products_done_ % 2;
+  __aicore__ inline void AddProduct(int64_t step) {
+    const Block& b = blocks_of_[step % kSlots];
     LocalTensor<float> sums = sum_buffer_.template Get<float>();
     AscendC::CrossCoreWaitFlag(kProductReady);
-    for (int32_t r = 0; r < rows_; r += kProductRows) {
-      Tile tile{Min(kProductRows, rows_ - r), t_.dim_v, width_};
+    for (int32_t r = 0; r < b.rows; r += pass_) {
+      Tile tile{Min(pass_, b.rows - r), t_.dim_v, width_};
       LocalTensor<float> product = product_queue_.template AllocTensor<float>();
       uint8_t pad = static_cast<uint8_t>(width_ - t_.dim_v);
       AscendC::DataCopyPad(
-          product, ring_.Product(slot)[(row_ + r) * ring_.product],
+          product, ring_.Product(step)[(b.row + r) * ring_.product],
           AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), t_.dim_v * 4,
                                      (ring_.product - t_.dim_v) * 4, 0, 0),
           AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
       product_queue_.EnQue(product);
       product = product_queue_.template DeQue<float>();
       LocalTensor<float> part = sums[r * width_];
-      RowsWithScalars<MulOp>(part, factors_[(slot * kHalf + r) * 8], tile);
-      AscendC::Add(part, part, product, tile.rows * width_);
+      if (b.first) {
+        AscendC::Adds(part, product, 0.0f, tile.rows * width_);
+      } else {
+        RowsWithScalars<MulOp>(part, factors_[(step % kSlots * kHalf + r) * 8], tile);
+        AscendC::Add(part, part, product, tile.rows * width_);
+      }
       VectorBarrier();
       product_queue_.FreeTensor(product);
     }
-    ++products_done_;
+    if (b.last && b.rows > 0) Finish(b);
   }
 
-  // out = sums / sum; lse = max + ln(sum)
-  __aicore__ inline void Finish(const AttentionItem& item) {
-    int64_t token = item.query_token + item.first + row_;
+  // out = sums / sum; lse = max scale + ln(sum)
+  __aicore__ inline void Finish(const Block& b) {
     LocalTensor<float> sums = sum_buffer_.template Get<float>();
-    AscendC::Maxs(sum_, sum_, 1.0e-30f, kHalf);
+    LocalTensor<float> sum = sum_[b.state * kHalf], max = max_[b.state * kHalf];
+    AscendC::Maxs(sum, sum, 1.0e-30f, kHalf);
     VectorBarrier();
-    AscendC::Div(next_, ones_, sum_, kHalf);
+    AscendC::Div(next_, ones_, sum, kHalf);
     VectorBarrier();
     Blocks(blocks_, next_, kHalf);
-    int64_t at = item.batch * static_cast<int64_t>(t_.packed ? 0 : t_.queries) + token;
-    for (int32_t r = 0; r < rows_; r += kProductRows) {
-      Tile tile{Min(kProductRows, rows_ - r), t_.dim_v, width_};
+    for (int32_t r = 0; r < b.rows; r += pass_) {
+      Tile tile{Min(pass_, b.rows - r), t_.dim_v, width_};
       RowsWithScalars<MulOp>(sums[r * width_], blocks_[r * 8], tile);
       LocalTensor<T> out = out_queue_.template AllocTensor<T>();
       CastRows<T, float>(out, sums[r * width_], tile.rows, t_.dim_v, AlignUp(t_.dim_v, 16), width_,
                          AscendC::RoundMode::CAST_RINT);
-      out_queue_.EnQue(out);
-      out = out_queue_.template DeQue<T>();
-      AscendC::DataCopyPad(
-          out_[((at + r) * t_.heads + item.head) * t_.dim_v], out,
-          AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), t_.dim_v * 2, 0,
-                                     (t_.heads - 1) * t_.dim_v * 2, 0));
-      out_queue_.FreeTensor(out);
+      StoreOut(b, r, tile.rows, out);
     }
     LocalTensor<float> lse = lse_queue_.template AllocTensor<float>();
-    AscendC::Ln(lse, sum_, kHalf);
+    AscendC::Ln(lse, sum, kHalf);
+    AscendC::Muls(max, max, t_.scale, kHalf);
     VectorBarrier();
-    AscendC::Add(lse, lse, max_, kHalf);
+    AscendC::Add(lse, lse, max, kHalf);
     VectorBarrier();
+    StoreLse(b, lse);
+  }
+
+  // Rows that see no key.
+  __aicore__ inline void StoreUnseen(const Block& b) {
+    for (int32_t r = 0; r < b.rows; r += pass_) {
+      LocalTensor<T> out = out_queue_.template AllocTensor<T>();
+      AscendC::Duplicate(out, T(0.0f), pass_ * ring_.product);
+      VectorBarrier();
+      StoreOut(b, r, Min(pass_, b.rows - r), out);
+    }
+    LocalTensor<float> lse = lse_queue_.template AllocTensor<float>();
+    AscendC::Duplicate(lse, kUnseen * t_.scale, kHalf);
+    VectorBarrier();
+    StoreLse(b, lse);
+  }
+
+  __aicore__ inline void StoreOut(const Block& b, int32_t r, int32_t rows, LocalTensor<T> out) {
+    int64_t token = b.item.query_token + b.item.first + b.row + r;
+    int64_t at = b.item.batch * static_cast<int64_t>(t_.packed ? 0 : t_.queries) + token;
+    out_queue_.EnQue(out);
+    out = out_queue_.template DeQue<T>();
+    AscendC::DataCopyPad(out_[(at * t_.heads + b.item.head) * t_.dim_v], out,
+                         AscendC::DataCopyExtParams(static_cast<uint16_t>(rows), t_.dim_v * 2, 0,
+                                                    (t_.heads - 1) * t_.dim_v * 2, 0));
+    out_queue_.FreeTensor(out);
+  }
+
+  __aicore__ inline void StoreLse(const Block& b, LocalTensor<float> lse) {
+    int64_t token = b.item.query_token + b.item.first + b.row;
+    int64_t row = static_cast<int64_t>(t_.packed ? 0 : b.item.batch) * t_.heads + b.item.head;
     lse_queue_.EnQue(lse);
     lse = lse_queue_.template DeQue<float>();
-    int64_t row = static_cast<int64_t>(t_.packed ? 0 : item.batch) * t_.heads + item.head;
     AscendC::DataCopyPad(lse_[row * t_.tokens + token], lse,
-                         AscendC::DataCopyExtParams(1, rows_ * 4, 0, 0, 0));
+                         AscendC::DataCopyExtParams(1, b.rows * 4, 0, 0, 0));
     lse_queue_.FreeTensor(lse);
   }
 
@@ -262,14 +315,18 @@ class AttentionVector {
   GlobalTensor<T> out_;
   GlobalTensor<float> lse_;
   int32_t width_;  // dim_v, rounded up to a block of float32
-  int32_t row_ = 0, rows_ = 0, softmaxes_done_ = 0, products_done_ = 0;
+  int32_t pass_;   // rows
+  int32_t state_ = 0;
+  int64_t steps_ = 0;
+  Block blocks_of_[kSlots];
   AscendC::TPipe pipe_;
   AscendC::TQue<TPosition::VECIN, 1> scores_queue_, product_queue_, mask_queue_;
   AscendC::TQue<TPosition::VECOUT, 1> weights_queue_, out_queue_, lse_queue_;
   AscendC::TBuf<TPosition::VECCALC> sum_buffer_, lanes_buffer_, row_buffer_, mask_buffer_;
-  // of each row: the largest score, the sum of weights, its next value, what sums are multiplied by
+  // of each row, for as many items as are under way: the largest score, the sum of weights; and the
+  // sum's next value, what sums are multiplied by
   LocalTensor<float> max_, sum_, next_, factor_, ones_;
-  LocalTensor<float> blocks_, factors_;
+  LocalTensor<float> blocks_, factors_, scale_;
 };
 
 }  // namespace mmkern

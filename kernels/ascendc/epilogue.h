@@ -1,5 +1,6 @@
 // The vector cores' half of a linear layer: bias, position embedding and activation on tiles that
-// gemm.h leaves in the ring; the two vector cores of a cube core take half the rows each.
+// gemm.h leaves in the ring, a piece as soon as it is there; the two vector cores of a cube core
+// take half the rows each.
 #pragma once
 
 #include "activation.h"
@@ -8,7 +9,7 @@
 
 namespace mmkern {
 
-constexpr int32_t kEpilogueRows = 16;  // 16 KiB of a full tile: what a move wants at least
+constexpr int32_t kEpilogueRows = 32;  // 16 KiB of a full piece: what a move wants at least
 
 // Columns in 64s, all rows at once: rows of src and dst begin every src_pitch and dst_pitch
 // elements.
@@ -36,10 +37,12 @@ class Epilogue {
                           static_cast<int64_t>(core) * 2 * t_.tile_m * t_.tile_n);
     z_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(z));
     y_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(y));
-    int32_t elements = kEpilogueRows * AlignUp(t_.tile_n, 16);
+    int32_t elements = kEpilogueRows * AlignUp(Min(t_.tile_n, kPieceN), 16);
     pipe_.InitBuffer(tile_queue_, 2, elements * 4);
     pipe_.InitBuffer(y_queue_, 2, elements * 2);
     pipe_.InitBuffer(work_buffer_, 3 * elements * 4);
+    pipe_.InitBuffer(constants_buffer_, kConstants * 4);
+    FillConstants(constants_buffer_.template Get<float>());
     if (t_.saves) pipe_.InitBuffer(z_queue_, 2, elements * 2);
     if (t_.pos_kind) pipe_.InitBuffer(pos_queue_, 1, elements * 4);
     if (!t_.has_bias) return;
@@ -58,11 +61,13 @@ class Epilogue {
         column = tile.column;
       }
       int32_t middle = CeilDiv(tile.m, 2), end = half ? tile.m : middle;
-      AscendC::CrossCoreWaitFlag(kTileReady);
-      for (int32_t row = half ? middle : 0; row < end;) {
-        int32_t rows = Rows(tile.row + row, end - row);
-        RunRows(tile, done % 2, row, rows);
-        row += rows;
+      for (int32_t piece = 0; piece < tile.Pieces(); ++piece) {
+        AscendC::CrossCoreWaitFlag(kPieceReady);
+        for (int32_t row = half ? middle : 0; row < end;) {
+          int32_t rows = Rows(tile.row + row, end - row);
+          RunRows(tile, piece, done % 2, row, rows);
+          row += rows;
+        }
       }
       AscendC::CrossCoreSetFlag<2, PIPE_MTE2>(kTileFree);
       ++done;
@@ -78,40 +83,44 @@ class Epilogue {
     return until < rows ? static_cast<int32_t>(until) : rows;
   }
 
-  __aicore__ inline void RunRows(const GemmTile& tile, int32_t slot, int32_t row, int32_t rows) {
-    int32_t pitch = AlignUp(tile.n, 8), count = rows * pitch;
-    Tile shape{rows, tile.n, pitch};
-    LocalTensor<float> c = LoadTile(tile, slot, row, shape);
-    int64_t at = (tile.row + row) * t_.n + tile.column;
-    if (t_.has_bias) RowsWithVector<AddOp>(c, bias_buffer_.template Get<float>(), shape);
-    if (t_.pos_kind == 2) AddPositions<float>(c, tile, row, shape);
-    if (t_.pos_kind == 1) AddPositions<T>(c, tile, row, shape);
+  __aicore__ inline void RunRows(const GemmTile& tile, int32_t piece, int32_t slot, int32_t row,
+                                 int32_t rows) {
+    int32_t first = piece * kPieceN, n = tile.PieceColumns(piece);
+    int32_t pitch = AlignUp(n, 8), count = rows * pitch;
+    Tile shape{rows, n, pitch};
+    LocalTensor<float> c = LoadPiece(ring_[(slot * t_.tile_m + row) * t_.tile_n + first], shape);
+    int64_t at = (tile.row + row) * t_.n + tile.column + first;
+    if (t_.has_bias) RowsWithVector<AddOp>(c, bias_buffer_.template Get<float>()[first], shape);
+    if (t_.pos_kind) {
+      int64_t pos = (tile.row + row) % t_.pos_rows * t_.pos_stride + tile.column + first;
+      if (t_.pos_kind == 2) AddPositions<float>(c, pos, shape);
+      if (t_.pos_kind == 1) AddPositions<T>(c, pos, shape);
+    }
     if (t_.saves) Store(z_queue_, z_[at], c, shape);
-    Activate(t_.activation, c, work_buffer_.template Get<float>(), count);
+    Activate(t_.activation, c, work_buffer_.template Get<float>(),
+             constants_buffer_.template Get<float>(), count);
     Store(y_queue_, y_[at], c, shape);
     tile_queue_.FreeTensor(c);
   }
 
-  __aicore__ inline LocalTensor<float> LoadTile(const GemmTile& tile, int32_t slot, int32_t row,
-                                                const Tile& shape) {
+  __aicore__ inline LocalTensor<float> LoadPiece(GlobalTensor<float> from, const Tile& shape) {
     LocalTensor<float> c = tile_queue_.template AllocTensor<float>();
-    uint32_t gap = (t_.tile_n - tile.n) * 4;
+    uint32_t gap = (t_.tile_n - shape.cols) * 4;
+    uint8_t pad = static_cast<uint8_t>(shape.pitch - shape.cols);
     AscendC::DataCopyPad(
-        c, ring_[(slot * t_.tile_m + row) * t_.tile_n],
-        AscendC::DataCopyExtParams(static_cast<uint16_t>(shape.rows), tile.n * 4, gap, 0, 0),
-        AscendC::DataCopyPadExtParams<float>(true, 0, static_cast<uint8_t>(shape.pitch - tile.n),
-                                             0.0f));
+        c, from,
+        AscendC::DataCopyExtParams(static_cast<uint16_t>(shape.rows), shape.cols * 4, gap, 0, 0),
+        AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
     tile_queue_.EnQue(c);
     return tile_queue_.template DeQue<float>();
   }
 
+  // `at`: where the position embedding of the first row begins.
   template <class P>
-  __aicore__ inline void AddPositions(LocalTensor<float> c, const GemmTile& tile, int32_t row,
-                                      const Tile& shape) {
+  __aicore__ inline void AddPositions(LocalTensor<float> c, int64_t at, const Tile& shape) {
     constexpr int32_t kLine = kBlock / sizeof(P);
-    int32_t pitch = AlignUp(tile.n, kLine), count = shape.rows * shape.pitch;
-    int64_t at = (tile.row + row) % t_.pos_rows * t_.pos_stride + tile.column;
-    LoadRows<P>(pos_queue_, pos_, at, t_.pos_stride, Tile{shape.rows, tile.n, pitch});
+    int32_t pitch = AlignUp(shape.cols, kLine), count = shape.rows * shape.pitch;
+    LoadRows<P>(pos_queue_, pos_, at, t_.pos_stride, Tile{shape.rows, shape.cols, pitch});
     LocalTensor<P> pos = pos_queue_.template DeQue<P>();
     if constexpr (sizeof(P) == 4) {
       AscendC::Add(c, c, pos, count);
@@ -147,7 +156,7 @@ class Epilogue {
   AscendC::TPipe pipe_;
   AscendC::TQue<TPosition::VECIN, 1> tile_queue_, pos_queue_, vector_queue_;
   AscendC::TQue<TPosition::VECOUT, 1> y_queue_, z_queue_;
-  AscendC::TBuf<TPosition::VECCALC> work_buffer_, bias_buffer_;
+  AscendC::TBuf<TPosition::VECCALC> work_buffer_, bias_buffer_, constants_buffer_;
 };
 
 }  // namespace mmkern

@@ -1,8 +1,10 @@
 // The cube core's half of a linear layer: tiles of a (m x k) times b (n x k) transposed, in
 // float32, into a ring of two tiles in global memory from which the two vector cores take them.
 //
-// Operands go to L1 in depths of 256, from there to L0A and L0B in depths of 64, both twice, so
-// that a depth is on its way while another is multiplied.
+// Operands go to L1 in depths of 256, from there to L0A and L0B in depths of 128, both twice, so
+// that a depth is on its way while another is multiplied. A tile is multiplied and stored in pieces
+// of 128 columns, each with a half of L0C of its own: one is stored while the other is multiplied,
+// across tiles too.
 #pragma once
 
 #include "linear_tiling.h"
@@ -13,8 +15,8 @@ namespace mmkern {
 using AscendC::HardEvent;
 using AscendC::TPosition;
 
-constexpr uint16_t kTileReady = 0,
-                   kTileFree = 1;  // flags between the cube core and its vector cores
+// Flags between the cube core and its vector cores.
+constexpr uint16_t kPieceReady = 0, kTileFree = 1;
 constexpr int32_t kFractal = 256;  // elements of 16 x 16
 
 // Tile `index` of the product.
@@ -34,6 +36,8 @@ struct GemmTile {
   __aicore__ static int64_t Count(const LinearTiling& t) {
     return (t.m + t.tile_m - 1) / t.tile_m * CeilDiv(t.n, t.tile_n);
   }
+  __aicore__ int32_t Pieces() const { return CeilDiv(n, kPieceN); }
+  __aicore__ int32_t PieceColumns(int32_t piece) const { return Min(kPieceN, n - piece * kPieceN); }
 };
 
 // rows x depth elements of a row-major matrix into L1, in columns of 16 elements, `pitch` rows
@@ -91,20 +95,25 @@ struct PlainRows {
     b.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(b_base));
   }
   __aicore__ inline int32_t Chunks(const LinearTiling& t) const { return CeilDiv(t.k, kDepthL1); }
+  // Chunks alike: the pieces of a last one that is short would be multiplied faster than stored.
+  __aicore__ inline int32_t Step(const LinearTiling& t) const {
+    return AlignUp(CeilDiv(t.k, Chunks(t)), 16);
+  }
   __aicore__ inline int32_t Depth(const LinearTiling& t, int32_t chunk) const {
-    return Min(kDepthL1, t.k - chunk * kDepthL1);
+    return Min(Step(t), t.k - chunk * Step(t));
   }
   __aicore__ inline void LoadA(LocalTensor<T> dst, const LinearTiling& t, const GemmTile& tile,
                                int32_t chunk) {
-    int64_t at = tile.row * t.a_stride + static_cast<int64_t>(chunk) * kDepthL1;
+    int64_t at = tile.row * t.a_stride + static_cast<int64_t>(chunk) * Step(t);
     int32_t pitch = AlignUp(tile.m, 16), depth = Depth(t, chunk);
     LoadColumns<T>(dst, a[at], tile.m, depth, t.a_stride, pitch);
     if (tile.m == 1) LoadColumns<T>(dst[16], a[at], 1, depth, t.a_stride, pitch);
   }
-  __aicore__ inline void LoadB(LocalTensor<T> dst, const LinearTiling& t, const GemmTile& tile,
-                               int32_t chunk) {
-    int64_t at = tile.column * t.b_stride + static_cast<int64_t>(chunk) * kDepthL1;
-    LoadColumns<T>(dst, b[at], tile.n, Depth(t, chunk), t.b_stride, AlignUp(tile.n, 16));
+  // `columns` columns of the product from `column` on, rows of b.
+  __aicore__ inline void LoadB(LocalTensor<T> dst, const LinearTiling& t, int32_t column,
+                               int32_t columns, int32_t chunk) {
+    int64_t at = column * t.b_stride + static_cast<int64_t>(chunk) * Step(t);
+    LoadColumns<T>(dst, b[at], columns, Depth(t, chunk), t.b_stride, AlignUp(columns, 16));
   }
 };
 
@@ -116,9 +125,9 @@ class Gemm {
     int32_t core = AscendC::GetBlockIdx();
     ring_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(ring) +
                           static_cast<int64_t>(core) * 2 * t_.tile_m * t_.tile_n);
-    pipe_.InitBuffer(l1_, 2 * (kMaxTileM + kMaxTileN) * kDepthL1 * 2);
+    pipe_.InitBuffer(l1_, 2 * kSlotL1 * 2);
     pipe_.InitBuffer(l0a_, 2 * kMaxTileM * kDepthL0 * 2);
-    pipe_.InitBuffer(l0b_, 2 * kMaxTileN * kDepthL0 * 2);
+    pipe_.InitBuffer(l0b_, 2 * kPieceN * kDepthL0 * 2);
     pipe_.InitBuffer(l0c_, kMaxTileM * kMaxTileN * 4);
   }
 
@@ -126,75 +135,91 @@ class Gemm {
     for (int32_t i = 0; i < 2; ++i) {
       AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
       AscendC::SetFlag<HardEvent::M_MTE1>(i);
+      AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
-    AscendC::SetFlag<HardEvent::FIX_M>(0);
     int64_t tiles = GemmTile::Count(t_);
     int32_t done = 0;
     for (int64_t i = AscendC::GetBlockIdx(); i < tiles; i += AscendC::GetBlockNum()) {
       GemmTile tile(t_, i);
-      AscendC::WaitFlag<HardEvent::FIX_M>(0);
-      Multiply(tile);
-      if (done >= 2) AscendC::CrossCoreWaitFlag(kTileFree);
-      Store(tile, done % 2);
+      int32_t chunks = source_.Chunks(t_);
+      for (int32_t chunk = 0; chunk < chunks; ++chunk) {
+        RunChunk(tile, chunk, chunks, done);
+      }
       ++done;
     }
     for (int32_t i = 0; i < Min(done, 2); ++i) AscendC::CrossCoreWaitFlag(kTileFree);
     for (int32_t i = 0; i < 2; ++i) {
       AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
       AscendC::WaitFlag<HardEvent::M_MTE1>(i);
+      AscendC::WaitFlag<HardEvent::FIX_M>(i);
     }
-    AscendC::WaitFlag<HardEvent::FIX_M>(0);
   }
 
  private:
-  __aicore__ inline void Multiply(const GemmTile& tile) {
-    int32_t chunks = source_.Chunks(t_);
-    for (int32_t chunk = 0; chunk < chunks; ++chunk) {
-      LocalTensor<T> a = l1_.template Get<T>()[l1_slot_ * (kMaxTileM + kMaxTileN) * kDepthL1];
-      LocalTensor<T> b = a[kMaxTileM * kDepthL1];
-      AscendC::WaitFlag<HardEvent::MTE1_MTE2>(l1_slot_);
-      source_.LoadA(a, t_, tile, chunk);
-      source_.LoadB(b, t_, tile, chunk);
-      AscendC::SetFlag<HardEvent::MTE2_MTE1>(l1_slot_);
-      AscendC::WaitFlag<HardEvent::MTE2_MTE1>(l1_slot_);
-      int32_t depth = source_.Depth(t_, chunk);
-      for (int32_t k = 0; k < depth; k += kDepthL0) {
-        MultiplyDepth(a[k * AlignUp(tile.m, 16)], b[k * AlignUp(tile.n, 16)], tile,
-                      Min(kDepthL0, depth - k), chunk == 0 && k == 0);
-      }
-      AscendC::SetFlag<HardEvent::MTE1_MTE2>(l1_slot_);
-      l1_slot_ ^= 1;
+  // Elements of a slot of L1: rows of a, and of b for each piece.
+  static constexpr int32_t kSlotL1 = (kMaxTileM + kMaxTileN) * kDepthL1;
+
+  // One depth of the operands, for all pieces of a tile. The first piece is multiplied as soon as
+  // its columns are there.
+  __aicore__ inline void RunChunk(const GemmTile& tile, int32_t chunk, int32_t chunks,
+                                  int32_t done) {
+    LocalTensor<T> a = l1_.template Get<T>()[l1_slot_ * kSlotL1];
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(l1_slot_);
+    source_.LoadA(a, t_, tile, chunk);
+    for (int32_t piece = 0; piece < tile.Pieces(); ++piece) {
+      source_.LoadB(a[(kMaxTileM + piece * kPieceN) * kDepthL1], t_, tile.column + piece * kPieceN,
+                    tile.PieceColumns(piece), chunk);
+      AscendC::SetFlag<HardEvent::MTE2_MTE1>(l1_slot_ * 2 + piece);
     }
+    for (int32_t piece = 0; piece < tile.Pieces(); ++piece) {
+      if (chunk == 0) AscendC::WaitFlag<HardEvent::FIX_M>(piece);
+      AscendC::WaitFlag<HardEvent::MTE2_MTE1>(l1_slot_ * 2 + piece);
+      int32_t n = tile.PieceColumns(piece), depth = source_.Depth(t_, chunk);
+      LocalTensor<T> b = a[(kMaxTileM + piece * kPieceN) * kDepthL1];
+      for (int32_t k = 0; k < depth; k += kDepthL0) {
+        Multiply(Piece(piece), a[k * AlignUp(tile.m, 16)], b[k * AlignUp(n, 16)], tile.m, n,
+                 Min(kDepthL0, depth - k), chunk == 0 && k == 0);
+      }
+      if (chunk < chunks - 1) continue;
+      if (piece == 0 && done >= 2) AscendC::CrossCoreWaitFlag(kTileFree);
+      Store(tile, piece, done % 2);
+    }
+    AscendC::SetFlag<HardEvent::MTE1_MTE2>(l1_slot_);
+    l1_slot_ ^= 1;
   }
 
-  __aicore__ inline void MultiplyDepth(LocalTensor<T> a, LocalTensor<T> b, const GemmTile& tile,
-                                       int32_t depth, bool first) {
+  __aicore__ inline LocalTensor<float> Piece(int32_t piece) {
+    return l0c_.template Get<float>()[piece * kMaxTileM * kPieceN];
+  }
+
+  __aicore__ inline void Multiply(LocalTensor<float> c, LocalTensor<T> a, LocalTensor<T> b,
+                                  int32_t m, int32_t n, int32_t depth, bool first) {
     LocalTensor<T> l0a = l0a_.template Get<T>()[l0_slot_ * kMaxTileM * kDepthL0];
-    LocalTensor<T> l0b = l0b_.template Get<T>()[l0_slot_ * kMaxTileN * kDepthL0];
+    LocalTensor<T> l0b = l0b_.template Get<T>()[l0_slot_ * kPieceN * kDepthL0];
     AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-    LoadL0A<T>(l0a, a, tile.m, depth);
-    LoadL0B<T>(l0b, b, tile.n, depth);
+    LoadL0A<T>(l0a, a, m, depth);
+    LoadL0B<T>(l0b, b, n, depth);
     AscendC::SetFlag<HardEvent::MTE1_M>(l0_slot_);
     AscendC::WaitFlag<HardEvent::MTE1_M>(l0_slot_);
-    AscendC::Mmad(l0c_.template Get<float>(), l0a, l0b, Product(tile.m, tile.n, depth, first));
+    AscendC::Mmad(c, l0a, l0b, Product(m, n, depth, first));
     AscendC::PipeBarrier<PIPE_M>();
     AscendC::SetFlag<HardEvent::M_MTE1>(l0_slot_);
     l0_slot_ ^= 1;
   }
 
-  __aicore__ inline void Store(const GemmTile& tile, int32_t slot) {
-    AscendC::SetFlag<HardEvent::M_FIX>(0);
-    AscendC::WaitFlag<HardEvent::M_FIX>(0);
+  __aicore__ inline void Store(const GemmTile& tile, int32_t piece, int32_t slot) {
+    AscendC::SetFlag<HardEvent::M_FIX>(piece);
+    AscendC::WaitFlag<HardEvent::M_FIX>(piece);
     AscendC::FixpipeParamsV220 p;
-    p.nSize = static_cast<uint16_t>(tile.n);
+    p.nSize = static_cast<uint16_t>(tile.PieceColumns(piece));
     p.mSize = static_cast<uint16_t>(tile.m);
     p.srcStride = static_cast<uint16_t>(AlignUp(tile.m, 16));
     p.dstStride = t_.tile_n;
     p.quantPre = QuantMode_t::NoQuant;
-    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(ring_[slot * t_.tile_m * t_.tile_n],
-                                                           l0c_.template Get<float>(), p);
-    AscendC::SetFlag<HardEvent::FIX_M>(0);
-    AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kTileReady);
+    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(
+        ring_[slot * t_.tile_m * t_.tile_n + piece * kPieceN], Piece(piece), p);
+    AscendC::SetFlag<HardEvent::FIX_M>(piece);
+    AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kPieceReady);
   }
 
   Source source_;

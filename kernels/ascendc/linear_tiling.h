@@ -8,8 +8,9 @@ namespace mmkern {
 
 constexpr int32_t kNoActivation = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kRelu = 4;
 
-// Tiles of the product: what of a and b lies in L1 twice, in L0A and L0B twice, and in L0C once.
-constexpr int32_t kMaxTileM = 128, kMaxTileN = 256, kDepthL1 = 256, kDepthL0 = 64;
+// Tiles of the product: what of a and b lies in L1 twice, in L0A and L0B twice (of b a piece), and
+// in L0C once.
+constexpr int32_t kMaxTileM = 128, kMaxTileN = 256, kPieceN = 128, kDepthL1 = 256, kDepthL0 = 128;
 
 struct LinearTiling {
   int64_t m;

@@ -57,19 +57,19 @@ struct Windows {
       row += windows;
     }
   }
-  __aicore__ inline void LoadB(LocalTensor<T> dst, const LinearTiling& t, const GemmTile& tile,
-                               int32_t chunk) {
-    int32_t first = chunk * GroupsOfChunk(), pitch = AlignUp(tile.n, 16);
+  __aicore__ inline void LoadB(LocalTensor<T> dst, const LinearTiling& t, int32_t column,
+                               int32_t columns, int32_t chunk) {
+    int32_t first = chunk * GroupsOfChunk(), pitch = AlignUp(columns, 16);
     AscendC::Nd2NzParams n;
     n.ndNum = static_cast<uint16_t>(Depth(t, chunk) / Run());
-    n.nValue = static_cast<uint16_t>(tile.n);
+    n.nValue = static_cast<uint16_t>(columns);
     n.dValue = static_cast<uint16_t>(p.width);
     n.srcNdMatrixStride = static_cast<uint16_t>(p.width);
     n.srcDValue = static_cast<uint16_t>(t.b_stride);
     n.dstNzC0Stride = static_cast<uint16_t>(pitch);
     n.dstNzNStride = 1;
     n.dstNzMatrixStride = static_cast<uint16_t>(Run() * pitch);
-    AscendC::DataCopy(dst, b[tile.column * t.b_stride + static_cast<int64_t>(first) * p.width], n);
+    AscendC::DataCopy(dst, b[column * t.b_stride + static_cast<int64_t>(first) * p.width], n);
   }
 };
 

@@ -32,6 +32,7 @@ constexpr int32_t kNarrow = 255 * 8;
 MMKERN_BINARY(Add)
 MMKERN_BINARY(Sub)
 MMKERN_BINARY(Mul)
+MMKERN_BINARY(Max)
 #undef MMKERN_BINARY
 
 __aicore__ inline AscendC::BinaryRepeatParams Strides(int32_t dst, int32_t a, int32_t b,
@@ -85,18 +86,30 @@ __aicore__ inline int32_t RowSumsElements(int32_t rows, int32_t pitch) {
   return pitch <= kNarrow ? rows * kRepeatFloats : kWideLanes;
 }
 
+// lanes[r] = what Op makes of the columns of row r that lie 64 apart; `neutral` changes nothing.
+template <class Op>
+__aicore__ inline void FoldRows(LocalTensor<float> lanes, LocalTensor<float> x, float neutral,
+                                const Tile& t) {
+  int32_t step = t.pitch / 8, c = 0;
+  if (t.cols >= 2 * kRepeatFloats) {
+    Op::Run(lanes, x, x[kRepeatFloats], kRepeatFloats, t.rows, Strides(8, step, step));
+    c = 2 * kRepeatFloats;
+  } else {
+    AscendC::Duplicate(lanes, neutral, t.rows * kRepeatFloats);
+  }
+  VectorBarrier();
+  for (; c < t.cols; c += kRepeatFloats) {
+    Op::Run(lanes, lanes, x[c], Min(kRepeatFloats, t.cols - c), t.rows, Strides(8, 8, step));
+    VectorBarrier();
+  }
+}
+
 // sums[r] = the sum of x[r, :]. Lanes first, then across them: ReduceSum would take seven times as
 // long per element.
 __aicore__ inline void RowSums(LocalTensor<float> sums, LocalTensor<float> x,
                                LocalTensor<float> lanes, const Tile& t) {
   if (t.pitch <= kNarrow) {
-    AscendC::Duplicate(lanes, 0.0f, t.rows * kRepeatFloats);
-    VectorBarrier();
-    for (int32_t c = 0; c < t.cols; c += kRepeatFloats) {
-      AddOp::Run(lanes, lanes, x[c], Min(kRepeatFloats, t.cols - c), t.rows,
-                 Strides(8, 8, t.pitch / 8));
-      VectorBarrier();
-    }
+    FoldRows<AddOp>(lanes, x, 0.0f, t);
     AscendC::WholeReduceSum(sums, lanes, kRepeatFloats, t.rows, 1, 1, 8);
     VectorBarrier();
     return;
