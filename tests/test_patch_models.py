@@ -18,6 +18,7 @@ from patch_checks import (
 from patch_models import BUILDERS, DIFFUSERS, build
 from test_models import assert_all_accurate
 from tiny_models import cast, one_thread  # noqa: F401
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import mmkern
 from mmkern.patch.probe import Exact
@@ -207,6 +208,7 @@ BREAKS = {
     "kimi_vl": RAGGED,
     "lumina2": "it reads the lengths of the texts, which are a tensor, in Python",
 }
+UNTRACEABLE = (torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode)
 TEXT_ALONE = ["qwen3_vl", "qwen3_vl_moe", "kimi", "llava_onevision"]
 WHOLE = [name for name in BUILDERS if name not in BREAKS]
 
@@ -235,7 +237,7 @@ def test_compiles_as_one_graph(name):
 def test_what_breaks_the_graph_does_so_unpatched(name):
     model, inputs = build(name)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad(), pytest.raises(torch._dynamo.exc.TorchDynamoException):
+    with torch.no_grad(), pytest.raises(UNTRACEABLE):
         compiled(**inputs)
 
 
@@ -313,24 +315,34 @@ def test_a_denoising_loop_stays_within_the_rule(name, dtype):
         assert_accurate(name, sample(model, inputs), eager, oracle, 2)
 
 
+def losses(model, inputs, target):
+    """The loss of each of 50 steps that move the model's output to the target."""
+    optimizer, found = torch.optim.AdamW(model.parameters(), lr=2e-3), []
+    for _ in range(50):
+        loss = torch.nn.functional.mse_loss(output(model(**inputs)).float(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return torch.tensor(found)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_fifty_steps_of_training_follow_the_unpatched_model(name):
+    """In float32; in bfloat16 the patched model strays from that at most twice as far as eager."""
     model, inputs = build(name)
-    patched = copy.deepcopy(model)
-    mmkern.patch(patched, check=False)
     with torch.no_grad():
         wanted_out = output(model(**inputs))
     target = wanted_out + torch.randn(wanted_out.shape, generator=torch.Generator().manual_seed(1))
-    losses = []
-    for m in (model, patched):
-        optimizer = torch.optim.AdamW(m.parameters(), lr=2e-3)
-        losses.append([])
-        for _ in range(50):
-            loss = torch.nn.functional.mse_loss(output(m(**inputs)), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[-1].append(loss.item())
-    wanted, got = torch.tensor(losses)
+    patched = copy.deepcopy(model)
+    mmkern.patch(patched, check=False)
+    narrow, narrow_inputs = build(name, torch.bfloat16)
+    narrow_patched = copy.deepcopy(narrow)
+    mmkern.patch(narrow_patched, check=False)
+    wanted, got = losses(model, inputs, target), losses(patched, inputs, target)
     assert got[-1] < 0.8 * got[0]
     assert (got - wanted).abs().max() < 0.01 * wanted[0]
+    eager, got = (losses(m, narrow_inputs, target) for m in (narrow, narrow_patched))
+    strays, allowed = (got - wanted).abs().max(), 2 * (eager - wanted).abs().max()
+    assert got[-1] < 0.8 * got[0]
+    assert strays < allowed + 0.01 * wanted[0], f"{strays} over {allowed}"
