@@ -1,5 +1,7 @@
 """Blocks of published models as workloads: built at true width, swapped whole, held to the rule."""
 
+import functools
+
 import pytest
 import torch
 from accuracy import assert_accurate
@@ -8,23 +10,41 @@ from tiny_models import one_thread  # noqa: F401
 
 from mmkern import __main__ as command
 from mmkern.bench import blocks
+from mmkern.bench.blocks_workload import BlockWorkload
+from mmkern.patch import diffusers, transformers
 
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 
 def tiny(build):
-    return blocks.BlockWorkload("tiny", "torch", "tiny", "2x3", "whole", build)
+    return BlockWorkload("tiny", "torch", "tiny", "2x3", "whole", build)
+
+
+@functools.cache
+def on_meta(workload):
+    """The module of a block, without memory for its weights."""
+    with torch.device("meta"):
+        module, _ = workload.build()
+    return module
 
 
 @pytest.mark.parametrize("workload", blocks.BLOCKS, ids=lambda w: w.name)
 def test_every_block_is_swapped_whole(workload):
-    """Without memory for the weights; patched() raises where patch leaves something."""
-    with torch.device("meta"):
-        module, _ = workload.build()
+    """patched() raises where patch leaves something."""
+    module = on_meta(workload)
     swapped = blocks.patched(module.eval())
     assert list(swapped.state_dict()) == list(module.state_dict())
     assert all(a is b for a, b in zip(swapped.parameters(), module.parameters(), strict=True))
+
+
+def test_every_model_of_the_rule_tables_has_a_block():
+    tables = (transformers.BLOCKS, transformers.PROJECTORS, diffusers.BLOCKS, diffusers.PROCESSORS)
+    ruled = {row[0].rpartition(".")[2] for table in tables for row in table}
+    ruled |= {*transformers.TEXT_ATTENTION, *transformers.VISION_ATTENTION}
+    modules = [m for workload in blocks.BLOCKS for m in on_meta(workload).modules()]
+    built = {type(x).__name__ for m in modules for x in (m, getattr(m, "processor", None))}
+    assert ruled <= built, f"without a block: {sorted(ruled - built)}"
 
 
 def flux_block():

@@ -18,6 +18,7 @@ from patch_checks import (
 from patch_models import BUILDERS, DIFFUSERS, build
 from test_models import assert_all_accurate
 from tiny_models import cast, one_thread  # noqa: F401
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import mmkern
 from mmkern.patch.probe import Exact
@@ -197,12 +198,19 @@ def test_gradient_checkpointing_recomputes(name):
     assert all(torch.equal(plain[key], checkpointed[key]) for key in plain)
 
 
-# what torch.compile takes as one graph unpatched; of VLMs with ragged images their text alone
-WHOLE = [
-    "llama", "qwen3", "siglip", "vit", "llava", "dit", "sd3", "sd35", "flux", "wan", "wan22",
-    "wan_i2v", "vae", "pixart", "qwenimage", "flux2", "hunyuan_video",
-]  # fmt: skip
+# what torch.compile does not take as one graph, patched or not, and why; their text alone it does
+RAGGED = "it reads the sizes of the images, which are a tensor, in Python"
+BREAKS = {
+    "qwen3_vl": RAGGED,
+    "qwen3_vl_moe": RAGGED,
+    "kimi": RAGGED,
+    "llava_onevision": RAGGED,
+    "kimi_vl": RAGGED,
+    "lumina2": "it reads the lengths of the texts, which are a tensor, in Python",
+}
+UNTRACEABLE = (torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode)
 TEXT_ALONE = ["qwen3_vl", "qwen3_vl_moe", "kimi", "llava_onevision"]
+WHOLE = [name for name in BUILDERS if name not in BREAKS]
 
 
 def use_experts(model, implementation):
@@ -225,13 +233,40 @@ def test_compiles_as_one_graph(name):
         assert_accurate(name, output(compiled(**inputs)), eager, oracle, 2)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "vit", "dit", "flux", "wan"])
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_breaks_the_graph_does_so_unpatched(name):
+    model, inputs = build(name)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad(), pytest.raises(UNTRACEABLE):
+        compiled(**inputs)
+
+
+# whose gradients under torch.compile are not tried here, and why
+NO_COMPILED_GRADIENTS = {
+    "llama": "time: qwen3 without QK-norm",
+    "qwen3_vl_moe": "time: qwen3_vl with experts, which kimi has",
+    "sd3": "time: sd35 has all of its swaps",
+    "wan22": "time: wan with another timestep",
+    "wan_i2v": "time: wan with a second cross-attention",
+    "qwenimage": "time: flux and hunyuan_video have its swaps",
+    "vae": "aot_eager raises in the backward of its group norms, patched or not",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in (*WHOLE, *TEXT_ALONE) if n not in NO_COMPILED_GRADIENTS]
+)
 def test_compiles_with_gradients(name):
     model, inputs = build(name)
+    if name in TEXT_ALONE:
+        inputs = {"input_ids": inputs["input_ids"].clamp(max=59)}
     eager, oracle = run(model, inputs), oracle_of(model, inputs)
+    use_experts(model, "grouped_mm")
     mmkern.patch(model, check=False)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     got = {key.removeprefix("_orig_mod."): v for key, v in run(compiled, inputs).items()}
+    # weights of an output that nobody used have a gradient of zeros here, and none in eager
+    assert not any(got.pop(key).any() for key in got.keys() - eager.keys())
     assert_all_accurate(got, eager, oracle)
 
 
@@ -258,9 +293,10 @@ def test_save_and_load(name, tmp_path):
         assert torch.equal(output(again(**inputs)), got)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [n for n in DIFFUSERS if n != "vae"])
-def test_a_denoising_loop_stays_within_the_rule(name):
-    model, inputs = build(name)
+def test_a_denoising_loop_stays_within_the_rule(name, dtype):
+    model, inputs = build(name, dtype)
 
     def sample(model, inputs):
         x = inputs["hidden_states"]
@@ -279,28 +315,34 @@ def test_a_denoising_loop_stays_within_the_rule(name):
         assert_accurate(name, sample(model, inputs), eager, oracle, 2)
 
 
-# one or two of each family: text, towers, VLMs, image, video
-TRAINED = ["qwen3", "siglip", "vit", "qwen3_vl", "kimi", "llava", "dit", "sd35", "flux", "wan"]
+def losses(model, inputs, target):
+    """The loss of each of 50 steps that move the model's output to the target."""
+    optimizer, found = torch.optim.AdamW(model.parameters(), lr=2e-3), []
+    for _ in range(50):
+        loss = torch.nn.functional.mse_loss(output(model(**inputs)).float(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return torch.tensor(found)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_fifty_steps_of_training_follow_the_unpatched_model(name):
+    """In float32; in bfloat16 the patched model strays from that at most twice as far as eager."""
     model, inputs = build(name)
-    patched = copy.deepcopy(model)
-    mmkern.patch(patched, check=False)
     with torch.no_grad():
         wanted_out = output(model(**inputs))
     target = wanted_out + torch.randn(wanted_out.shape, generator=torch.Generator().manual_seed(1))
-    losses = []
-    for m in (model, patched):
-        optimizer = torch.optim.AdamW(m.parameters(), lr=2e-3)
-        losses.append([])
-        for _ in range(50):
-            loss = torch.nn.functional.mse_loss(output(m(**inputs)), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[-1].append(loss.item())
-    wanted, got = torch.tensor(losses)
+    patched = copy.deepcopy(model)
+    mmkern.patch(patched, check=False)
+    narrow, narrow_inputs = build(name, torch.bfloat16)
+    narrow_patched = copy.deepcopy(narrow)
+    mmkern.patch(narrow_patched, check=False)
+    wanted, got = losses(model, inputs, target), losses(patched, inputs, target)
     assert got[-1] < 0.8 * got[0]
     assert (got - wanted).abs().max() < 0.01 * wanted[0]
+    eager, got = (losses(m, narrow_inputs, target) for m in (narrow, narrow_patched))
+    strays, allowed = (got - wanted).abs().max(), 2 * (eager - wanted).abs().max()
+    assert got[-1] < 0.8 * got[0]
+    assert strays < allowed + 0.01 * wanted[0], f"{strays} over {allowed}"

@@ -8,9 +8,10 @@ from accuracy import assert_accurate
 from patch_checks import counts, oracle_of, run
 from patch_models import TEXT, build, ids
 from test_models import assert_all_accurate
-from tiny_models import one_thread  # noqa: F401
+from tiny_models import cast, one_thread  # noqa: F401
 
 import mmkern
+from mmkern.patch.probe import Exact
 
 pytest.importorskip("transformers")
 
@@ -23,6 +24,40 @@ def test_generates_the_same_tokens(name):
     wanted = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     mmkern.patch(model)
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), wanted)
+
+
+class Forced:
+    """A logits processor that lets generate() take the tokens of another run."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, ids, scores):
+        chosen = self.tokens[:, ids.shape[1], None]
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_generates_in_bfloat16_by_the_rule(name):
+    """Logits of one rounding tie, so the tokens are eager's, and the logits along them compared."""
+    model, inputs = build(name, torch.bfloat16)
+    tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
+
+    def logits(model, inputs):
+        result = model.generate(
+            **inputs, max_new_tokens=8, do_sample=False, eos_token_id=None,
+            logits_processor=[Forced(tokens)], output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        assert torch.equal(result.sequences, tokens)
+        return torch.stack(result.logits)
+
+    eager = logits(model, inputs)
+    with Exact():
+        wide = {key: cast(x, torch.float64) for key, x in inputs.items()}
+        oracle = logits(copy.deepcopy(model).double(), wide)
+    mmkern.patch(model)
+    # generate() widens them
+    assert_accurate(name, logits(model, inputs).bfloat16(), eager.bfloat16(), oracle, 2)
 
 
 def test_generates_the_same_tokens_from_a_padded_batch():
