@@ -270,8 +270,8 @@ template <class T>
 MMKERN_INLINE float sum_of_squares(const T* x, int64_t n) {
   if constexpr (__is_same(T, bf16_t)) {
     vf sums[4] = {};  // they hide the latency of the product
-    sweep_bf16_bits<4>(x, n, [&](vu v, int k)
-                                 MMKERN_BODY { sums[k] = dot_bf16_pairs(sums[k], v, v); });
+    sweep_bf16_bits<4>(x, n,
+                       [&](vu v, int k) MMKERN_BODY { sums[k] = dot_bf16_pairs(sums[k], v, v); });
     return hsum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   } else {
     vf2 sums[2] = {};
