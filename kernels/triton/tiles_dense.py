@@ -75,7 +75,7 @@ SM100 = {
     **SM90,
     **_attention(
         [],
-        [(True, _to(128), 64, 64, 8, 2), (True, _to(256), 32, 32, 8, 1), *_FULL_DQ],
+        [(True, _to(128), 64, 32, 8, 2), (True, _to(256), 32, 32, 8, 1), *_FULL_DQ],
         [(True, _to(128), 32, 64, 8, 2), (True, _to(256), 32, 64, 8, 2), *_FULL_DKDV],
     ),
     "attention": [
