@@ -8,10 +8,13 @@ import functools
 import pytest
 import suite
 
-from mmkern.bench import blocks, models
+from mmkern.bench import blocks, blocks_workload, models
 
 pytestmark = suite.TIMED
-MAKERS = {models.ModelWorkload: models.model_contest, blocks.BlockWorkload: blocks.block_contest}
+MAKERS = {
+    models.ModelWorkload: models.model_contest,
+    blocks_workload.BlockWorkload: blocks.block_contest,
+}
 
 
 @functools.lru_cache(maxsize=1)

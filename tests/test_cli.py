@@ -166,7 +166,7 @@ def test_report_renders_a_result_again(capsys, result):
     path, _ = result
     assert main(["report", str(path)]) == 0
     html = path.with_name("report.html").read_text()
-    assert "a chip" in html and "2.00 (1.90-2.10)" in html
+    assert "a chip" in html and "2.00<br><small>(1.90-2.10)" in html
     other = path.with_name("other.html")
     assert main(["report", str(path), "--output", str(other)]) == 0
     assert other.read_text() == html
