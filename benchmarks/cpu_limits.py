@@ -3,11 +3,13 @@
     python benchmarks/cpu_limits.py                # time, and write the result
     python benchmarks/cpu_limits.py --only rope    # part of it, to look at
     python benchmarks/cpu_limits.py --table README.md [--check]
+    python benchmarks/cpu_limits.py --result FILE  # of another machine, to time it or --table it
 
 One or two shapes of each op, forward and backward apart, each with the rate that a prototype of
 that one case reached on two idle cores of a Zen 4 (AVX-512 with bfloat16 products), and the ratios
-that it meant against the eager PyTorch and the compiler of that day: the aims. Timed in paired
-rounds and checked against float64, as by ``mmkern bench``, whose file format this writes.
+that it meant against the eager PyTorch and the compiler of that day: the aims. On a CPU without
+those products the aim is to be no slower than either. Timed in paired rounds and checked against
+float64, as by ``mmkern bench``, whose file format this writes.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from mmkern.bench import contest, job, machine, photos, readme, results, shapes,
 
 RESULTS = Path(__file__).parent / "results/cpu_limits.json"
 FP32, BF16 = torch.float32, torch.bfloat16
+PROTOTYPE_ISA = "avx512_bf16"
 #: patches, weight, position embedding
 PATCHES = {
     "Qwen3-VL": ((1024, 1536), (1152, 3, 2, 16, 16), None),
@@ -116,14 +119,17 @@ LIMITS = [
 ]
 
 
-def measure(limits, console):
-    """The rows, printed as they come, each with its aims."""
+def measure(limits, console, isa):
+    """The rows, printed as they come, each with its aims for kernels of that instruction set."""
     device = torch.device("cpu")
     rows = []
     for limit in limits:
         made = contest.op_contest(limit.workload, limit.dtype, device, 0, limit.passes)
         row = contest.run(made, job.PLAN, device=device, compile=limit.workload.compiles)
-        row |= {"aims": limit.aims, "prototype": limit.rate}
+        if isa == PROTOTYPE_ISA:
+            row |= {"aims": limit.aims, "prototype": limit.rate}
+        else:
+            row |= {"aims": dict.fromkeys(limit.aims, 1), "prototype": 0}
         rows.append(row)
         console.print(f"{tables.line(row)} (aim: {_aims(row)})", highlight=False)
     return rows
@@ -162,14 +168,16 @@ def main():
     """Run the command; returns the exit code, 1 if a result was wrong or a table differs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", help="rows whose name contains this; nothing is written")
-    parser.add_argument("--table", type=Path, help="write the committed result's table into this")
+    parser.add_argument("--result", type=Path, default=RESULTS, help=f"default {RESULTS.name}")
+    parser.add_argument("--table", type=Path, help="write the result's table into this")
     parser.add_argument("--check", action="store_true", help="with --table: fail if it differs")
     args = parser.parse_args()
     if args.table:
         old = args.table.read_text(encoding="utf-8")
-        new = readme.replace(old, "limits", table(results.load(RESULTS)))
+        marker = args.result.stem.removeprefix("cpu_")
+        new = readme.replace(old, marker, table(results.load(args.result)))
         if args.check and new != old:
-            print(f"{args.table}: the limits table differs from {RESULTS}")
+            print(f"{args.table}: the table {marker} differs from {args.result}")
         elif new != old:
             results.write_text(args.table, new)
         return int(args.check and new != old)
@@ -178,12 +186,12 @@ def main():
     ]
     device = torch.device("cpu")
     environment = machine.environment(device, ["python", *sys.argv])
-    rows = measure(chosen, Console(width=160))
+    rows = measure(chosen, Console(width=160), environment["isa"])
     if not args.only:
         found = {"schema": results.SCHEMA, "complete": True, "environment": environment}
         found |= {"options": {}, "inputs": photos.SOURCE, "rows": rows, "not_run": []}
         found["peaks"] = machine.peaks(device, [FP32, BF16], quick=True)
-        results.write_text(RESULTS, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        results.write_text(args.result, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return int(bool(results.failures(rows)))
 
 
