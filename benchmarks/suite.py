@@ -23,7 +23,7 @@ def prepared(made):
     """A contest with its oracle, for the contestants of one group."""
     with contest.grad_mode(made):
         eager = contest.as_tuple(made.bind(made.functions["eager"])())
-    return made, contest.Oracle.of(made, eager)
+        return made, contest.Oracle.of(made, eager)
 
 
 def race(benchmark, made, oracle, name):
