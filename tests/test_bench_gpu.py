@@ -1,0 +1,156 @@
+"""The GPU run, without a GPU: its targets on made-up numbers, its rows on the CPU."""
+
+import math
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmkern.bench import cost
+from mmkern.cases import Case, T
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import gpu_shapes
+import gpu_targets
+import gpu_times
+
+COPY = 3000.0
+PEERS = {
+    "attention": ("SDPA flash", "SDPA cudnn", "FlexAttention", "flash-attn"),
+    "patch_embed": ("GEMM alone",),
+}
+#: the issue's targets: op, pass, least of what is measured
+WANTED = {
+    *((op, "forward", least) for op in gpu_targets.STREAMING for least in (0.87, 1.0)),
+    *((op, "backward", 0.75) for op in gpu_targets.STREAMING),
+    *(("attention", "forward", least) for least in (480.0, 1.25, 1.0)),
+    ("patch_embed", "forward", 1 / 1.1),
+    ("mlp", "forward", 1.0),
+    ("mlp", "backward", 1.0),
+}
+
+
+def row(case, passes, fraction=0.9, tflops=500.0, ms=1.0, peer_ms=1.5, kept=1.0, size=1 << 30):
+    """A row in which mmkern reaches ``fraction`` of the copy, and each peer takes ``peer_ms``."""
+    found = {"op": case.op, "function": case.function, "name": case.name, "pass": passes}
+    peers = ("eager", "torch.compile", *PEERS.get(case.op, ()))
+    contestants = {name: {"ms": peer_ms} for name in peers}
+    contestants["mmkern"] = {"ms": ms, "gbps": fraction * COPY, "tflops": tflops}
+    found |= {"contestants": contestants, "errors": {}, "bytes": size}
+    if case.op == "mlp" and passes == "backward":
+        rows = math.prod(case.args["x"].shape[:-1]) // case.args.get("merge", 1) ** 2
+        hidden = 2 * rows * case.args["w1"].shape[0]
+        found["kept_bytes"] = {"mmkern": hidden, "eager": hidden + kept * hidden}
+    return found
+
+
+def judged(**numbers):
+    rows = [row(c, p, **numbers) for c in gpu_shapes.CASES for p in ("forward", "backward")]
+    return gpu_targets.verdicts(rows, COPY)
+
+
+def by_name(found):
+    cases = {case.id: case for case in gpu_shapes.CASES}
+    return {(cases[v["case"]].op, v["pass"], v["wanted"]) for v in found}
+
+
+def test_every_target_of_the_issue_is_in_the_output_measured_or_not():
+    assert by_name(judged()) == WANTED
+    empty = gpu_targets.verdicts([], COPY)
+    assert by_name(empty) == WANTED and len(empty) == len(judged())
+    assert {v["verdict"] for v in empty} == {"not measured"}
+
+
+def test_targets_pass_at_good_numbers_and_miss_at_bad_ones():
+    assert {v["verdict"] for v in judged()} == {"pass"}
+    bad = judged(fraction=0.7, tflops=479.0, peer_ms=0.9, kept=0.5)
+    assert {v["verdict"] for v in bad} == {"miss"}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "missed"),
+    [
+        ({"fraction": 0.8}, {0.87}),
+        ({"tflops": 470.0}, {480.0}),
+        ({"peer_ms": 1.2}, {1.25}),
+        ({"kept": 0.9}, {1.0}),
+    ],
+)
+def test_each_number_decides_its_own_target(numbers, missed):
+    assert {v["wanted"] for v in judged(**numbers) if v["verdict"] == "miss"} == missed
+
+
+def test_the_fastest_peer_that_ran_is_the_one_to_beat():
+    case = next(c for c in gpu_shapes.CASES if c.name == "packed_64")
+    found = row(case, "forward")
+    found["contestants"]["flash-attn"]["ms"] = 0.5
+
+    def verdict():
+        return next(v for v in gpu_targets.verdicts([found], COPY) if v["case"] == case.id)
+
+    assert (verdict()["against"], verdict()["measured"]) == ("flash-attn", 0.5)
+    assert verdict()["verdict"] == "miss"
+    del found["contestants"]["mmkern"]
+    assert verdict()["verdict"] == "not measured"
+
+
+def test_bandwidth_of_small_tensors_is_no_target():
+    assert not [v for v in judged(size=1 << 20) if v["wanted"] in (0.87, 0.75)]
+
+
+def test_a_peer_that_overwrites_its_inputs_gets_copies(monkeypatch):
+    """As Liger's gated unit does in its backward."""
+
+    class Overwriting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, gate, up):
+            ctx.both = gate.detach(), up.detach()
+            return torch.nn.functional.silu(gate) * up
+
+        @staticmethod
+        def backward(ctx, grad):
+            return tuple(t.fill_(7.0).clone() for t in ctx.both)
+
+    module = types.SimpleNamespace(LigerSiLUMulFunction=Overwriting)
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops.swiglu", module)
+    case = Case("glu", "tiny", {"gate": T((3, 8)), "up": T((3, 8)), "activation": "silu"})
+    kwargs = case.make(torch.float32)
+    before = {n: kwargs[n].clone() for n in ("gate", "up")}
+    liger = {"Liger": gpu_shapes.peers(case, backward=True)["Liger"]}
+    calls, errors, results = gpu_times._calls(liger, kwargs, case.differentiable(), True)
+    assert not errors and calls and all((g == 7).all() for g in results["Liger"])
+    assert all(torch.equal(kwargs[n], t) for n, t in before.items())
+
+
+def test_a_row_counts_bytes_flops_and_what_is_kept():
+    args = {
+        "x": T((8, 4)), "w1": T((64, 4)), "b1": T((64,)), "w2": T((4, 64)), "b2": T((4,)),
+        "activation": "gelu",
+    }  # fmt: skip
+    case = Case("mlp", "tiny", args)
+    plain = lambda case, backward: {"eager": gpu_shapes.eager.mlp}  # noqa: E731
+    found = gpu_times.times_of(case, torch.float32, True, gpu_times.Host(), plain)
+    # eager keeps the hidden layer before and after the activation
+    assert found["kept_bytes"] == {"eager": 2 * 8 * 64 * 4, "mmkern": 8 * 64 * 4}
+    assert found["flops"] == 2 * 2 * 8 * 2 * 64 * 4
+    assert set(found["contestants"]) == {"eager", "mmkern"} and not found["errors"]
+    assert found["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 12), (5, 48)], ids=["pixels", "patches"])
+def test_the_gemm_alone_is_the_product_of_patch_embed(shape):
+    x, weight = torch.randn(shape), torch.randn(6, 3, 4, 4)
+    alone = gpu_shapes._gemm_alone()
+    wanted = gpu_shapes.eager.patch_embed_linear(x, weight).reshape(-1, 6)
+    assert torch.allclose(alone(x=x, weight=weight), wanted, atol=1e-4)
+
+
+def test_backward_flops_count_both_head_dims():
+    kimi = next(c for c in gpu_shapes.CASES if c.name == "kimi_mla")
+    args = {n: torch.empty(t.shape, device="meta") for n, t in kimi.args.items() if n != "causal"}
+    pairs = 16 * 4096 * 4097 // 2
+    assert cost.flops("attention", args | {"causal": True}) == pairs * 2 * (192 + 128)
+    found = cost.flops("attention", args | {"causal": True}, "backward")
+    assert found == pairs * (6 * 192 + 4 * 128)
