@@ -156,7 +156,7 @@ def _moved(case, kwargs, grads):
     elif case.op == "rope" and kwargs.get("q_weight") is None:
         unread = {"q", "k"}
     grads = grads.values() if isinstance(grads, dict) else grads
-    return cost.moved([v for n, v in kwargs.items() if n not in unread], [*outs, *grads])
+    return cost.nbytes([*(v for n, v in kwargs.items() if n not in unread), *outs, *grads])
 
 
 def times_of(case, dtype, backward, clock, peers=gpu_shapes.peers):
@@ -172,7 +172,7 @@ def times_of(case, dtype, backward, clock, peers=gpu_shapes.peers):
     if backward and outs:
         moved = _moved(case, kwargs, dict(zip(names, outs, strict=True)))
     else:
-        moved = cost.moved(kwargs.values(), outs)
+        moved = cost.nbytes([*kwargs.values(), *outs])
     del results, outs
     samples = {name: [] for name in calls}
     first = {name: clock.seconds(call) for name, call in calls.items()}
