@@ -43,6 +43,21 @@ def test_lowered_code_on_ascend_is_a_column(tmp_path):
     assert "none has run on an NPU" in text
 
 
+def test_tests_that_are_not_given_are_those_of_the_matrix_before(tmp_path):
+    tests = [f"test_forward[{op}-one-float32]" for op in ("glu", "rope")]
+    emulated = junit(tmp_path, "test_triton", *tests)
+    lowered = junit(tmp_path, "test_ascend", tests[0])
+    before = matrix.collect([emulated, lowered], NOTHING, {"sm_90": {"glu": {}}}, {"glu": {}})
+    gates = {"sm_90": {"glu": {}, "rope": {}}}, {"glu": {}, "rope": {}}
+    again = matrix.collect([], NOTHING, *gates, before=before)
+    assert rungs(again, "triton sm_90")["rope"] == 2 == rungs(again, matrix.ASCEND)["rope"]
+    assert again["ops"]["glu"] == before["ops"]["glu"]
+    broken = junit(tmp_path, "test_ascend", *tests, failed=tests[:1])
+    again = matrix.collect([broken], NOTHING, *gates, before=before)
+    found = rungs(again, matrix.ASCEND)
+    assert (found["glu"], found["rope"]) == (0, 3) and rungs(again, "triton sm_90")["glu"] == 2
+
+
 def gpu(row=None, failed=0):
     """What gpu_check writes, of glu alone."""
     rows = [row] if row else []

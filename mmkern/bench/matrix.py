@@ -58,17 +58,35 @@ def count(junits):
     return counts
 
 
+def _counted(evidence):
+    """What ``count`` found when a matrix was made."""
+    of_column = {column: column for column in (*COLUMNS.values(), ASCENDC)} | {ASCEND: LOWERED}
+    counts = {}
+    for op, cells in evidence["ops"].items():
+        for column, cell in cells.items():
+            kind = of_column.get(column, TRITON)
+            # below that rung Triton on Ascend shows the interpreter's tests; above, a GPU its own
+            emulated = kind == LOWERED and cell["rung"] < 3 and not cell["failed"]
+            if emulated or (kind == TRITON and cell["rung"] > 3):
+                continue
+            counts[op, kind] = [cell["passed"], cell["failed"]]
+    return counts
+
+
 def _raw(function):
     return "modulate" if function.startswith("gated_") else function
 
 
-def collect(junits, found, gate=None, ascend_gate=None, gpu=None):
+def collect(junits, found, gate=None, ascend_gate=None, gpu=None, before=None):
     """The evidence: for each op and column its rung and what it stands on.
 
     gate: {target: {op: ...}} of what benchmarks/gpu_gate.py compiled, ascend_gate: {op: ...} of
-    what benchmarks/ascend_gate.py did, gpu: what benchmarks/gpu_check.py found; or None.
+    what benchmarks/ascend_gate.py did, gpu: what benchmarks/gpu_check.py found; or None. before: an
+    older matrix, whose tests count where the JUnit files have none of their kind.
     """
-    counts = count(junits)
+    counts = _counted(before) if before else {}
+    now = count(junits)
+    counts = {k: v for k, v in counts.items() if k[1] not in {column for _, column in now}} | now
     on_gpu = gpu["environment"]["target"] if gpu else None
     cells = {}
     for op in mmkern.library.OPS:
@@ -211,12 +229,14 @@ def main(argv=None):
     parser.add_argument("--gate", type=Path, help="what benchmarks/gpu_gate.py wrote")
     parser.add_argument("--ascend-gate", type=Path, help="what benchmarks/ascend_gate.py wrote")
     parser.add_argument("--gpu", type=Path, help="what benchmarks/gpu_check.py wrote")
+    parser.add_argument("--before", type=Path, help="matrix.json that has the tests not given")
     parser.add_argument("-o", "--output", type=Path, required=True, help="matrix.json")
     args = parser.parse_args(argv)
     try:
         found = results.load(args.results)
         gates = _read(args.gate), _read(args.ascend_gate), _read(args.gpu)
-        evidence = collect(args.junit, found, *gates)
+        before = load(args.before) if args.before else None
+        evidence = collect(args.junit, found, *gates, before)
     except (OSError, json.JSONDecodeError, ElementTree.ParseError, results.ResultsError) as error:
         parser.error(str(error))
     results.write_text(args.output, json.dumps(evidence, indent=1) + "\n")
