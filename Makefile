@@ -154,6 +154,7 @@ results: bench-full $(ASCEND)/installed ## measure again, and write the committe
 	$(TABLES) $(RESULTS)/cpu.json README.md --short
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md
+	$(foreach run,$(wildcard $(RESULTS)/gpu.json),$(TABLES) $(run) docs/triton.md)
 
 .PHONY: cpu-limits
 cpu-limits: build ## time the CPU kernels beside their aims, and write the result and README's table
@@ -164,6 +165,7 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
+	$(foreach run,$(wildcard $(RESULTS)/gpu.json),$(TABLES) $(run) docs/triton.md --check)
 	$(BIN)/python benchmarks/ascendc_estimate.py --check
 	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check

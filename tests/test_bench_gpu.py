@@ -1,5 +1,6 @@
 """The GPU run, without a GPU: its targets on made-up numbers, its rows on the CPU."""
 
+import json
 import math
 import sys
 import types
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmkern.bench import cost
+from mmkern.bench import cost, readme
 from mmkern.cases import Case, T
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -16,6 +17,7 @@ import gpu_shapes
 import gpu_targets
 import gpu_times
 
+DOCS = Path(__file__).parent.parent / "docs" / "triton.md"
 COPY = 3000.0
 PEERS = {
     "attention": ("SDPA flash", "SDPA cudnn", "FlexAttention", "flash-attn"),
@@ -94,6 +96,23 @@ def test_the_fastest_peer_that_ran_is_the_one_to_beat():
     assert verdict()["verdict"] == "miss"
     del found["contestants"]["mmkern"]
     assert verdict()["verdict"] == "not measured"
+
+
+def test_the_verdicts_of_a_run_are_a_table_of_the_docs(tmp_path):
+    about = dict.fromkeys(("torch", "triton", "commit", "date", "command"), "x")
+    found = {
+        "schema": "mmkern-gpu/1", "environment": about | {"device": "NVIDIA H100"},
+        "copy_gbps": COPY, "correctness": {"run": 9, "failures": ["one"]},
+        "targets": judged(tflops=470.0)[:20] + gpu_targets.verdicts([], COPY)[20:],
+    }  # fmt: skip
+    evidence, document = tmp_path / "gpu.json", tmp_path / "triton.md"
+    evidence.write_text(json.dumps(found))
+    document.write_text(DOCS.read_text())
+    assert readme.main([str(evidence), str(document), "--check"]) == 1
+    assert readme.main([str(evidence), str(document)]) == 0
+    text = document.read_text()
+    assert "| gated_modulate-flux | forward | 0.9 | 0.87 | of a copy's bandwidth" in text
+    assert "| not measured |" in text and "1 of 9 checks failed" in text and "H100" in text
 
 
 def test_bandwidth_of_small_tensors_is_no_target():
