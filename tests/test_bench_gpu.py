@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmkern.bench import cost, readme
+from mmkern.bench import contest, cost, peers, readme, shapes
 from mmkern.cases import Case, T
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -173,3 +173,34 @@ def test_backward_flops_count_both_head_dims():
     assert cost.flops("attention", args | {"causal": True}) == pairs * 2 * (192 + 128)
     found = cost.flops("attention", args | {"causal": True}, "backward")
     assert found == pairs * (6 * 192 + 4 * 128)
+
+
+@pytest.mark.parametrize("passes", ["forward", "backward", "forward+backward"])
+def test_a_peer_that_overwrites_shares_no_tensor_with_the_others(passes, monkeypatch):
+    monkeypatch.setattr(peers, "PEERS", [])
+
+    class Rotating(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, gate, up):
+            out = torch.nn.functional.silu(gate.detach()) * up
+            gate.detach().zero_()
+            return out
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad.zero_(), grad
+
+    @peers.peer("glu", "overwriting", overwrites=True)
+    def overwriting(gate, up, activation="silu"):
+        return Rotating.apply(gate, up)
+
+    case = Case("glu", "tiny", {"gate": T((3, 8)), "up": T((3, 8))}, shapes.BENCH)
+    workload = shapes.Workload(case, "model", "3x8")
+    device = torch.device("cpu")
+    made = contest.op_contest(workload, torch.float32, device, 0, passes=passes, peers=True)
+    with torch.set_grad_enabled(made.backward):
+        before = contest.as_tuple(made.bind(made.functions["eager"])())
+        contest.as_tuple(made.bind(made.functions["overwriting"])())
+        after = contest.as_tuple(made.bind(made.functions["eager"])())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(t.abs().max() > 0 for t in before)
