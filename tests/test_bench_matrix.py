@@ -48,10 +48,12 @@ def test_tests_that_are_not_given_are_those_of_the_matrix_before(tmp_path):
     emulated = junit(tmp_path, "test_triton", *tests)
     lowered = junit(tmp_path, "test_ascend", tests[0])
     before = matrix.collect([emulated, lowered], NOTHING, {"sm_90": {"glu": {}}}, {"glu": {}})
+    before["environment"]["cpu"] = "another"
     gates = {"sm_90": {"glu": {}, "rope": {}}}, {"glu": {}, "rope": {}}
     again = matrix.collect([], NOTHING, *gates, before=before)
     assert rungs(again, "triton sm_90")["rope"] == 2 == rungs(again, matrix.ASCEND)["rope"]
     assert again["ops"]["glu"] == before["ops"]["glu"]
+    assert again["environment"] == before["environment"]
     broken = junit(tmp_path, "test_ascend", *tests, failed=tests[:1])
     again = matrix.collect([broken], NOTHING, *gates, before=before)
     found = rungs(again, matrix.ASCEND)

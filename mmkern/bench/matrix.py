@@ -97,18 +97,12 @@ def collect(junits, found, gate=None, ascend_gate=None, gpu=None, before=None):
         if ascend_gate is not None:
             cells[op][ASCEND] = _lowered(op, ascend_gate, counts)
         cells[op][ASCENDC] = _emulated(op, counts)
-    evidence = {
-        "schema": SCHEMA,
-        "environment": {
-            "cpu": machine.cpu_model(),
-            "isa": machine.isa(),
-            "mmkern": mmkern.__version__,
-        },
-        "ops": cells,
-    }
+    environment = {"cpu": machine.cpu_model(), "isa": machine.isa(), "mmkern": mmkern.__version__}
+    if before and not any(column in COLUMNS.values() for _, column in now):
+        environment = {name: before["environment"][name] for name in environment}
     if gpu:
-        evidence["environment"]["gpu"] = gpu["environment"]["device"]
-    return evidence
+        environment["gpu"] = gpu["environment"]["device"]
+    return {"schema": SCHEMA, "environment": environment, "ops": cells}
 
 
 def _compiled(op, compiled, counts):
