@@ -35,7 +35,7 @@ triton-test: build ## the Triton kernels in Triton's interpreter, without a GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton*.py -q --durations=5
 
 # The oldest torch and Triton that serve, in an environment of their own. The extension is not
-# built there. PyPI's torch brings CUDA's libraries: 6 GB.
+# built there. PyPI's torch brings CUDA's libraries: 5 GB.
 OLDEST := .venv-oldest
 $(OLDEST)/installed: pyproject.toml requirements/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

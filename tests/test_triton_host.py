@@ -21,7 +21,6 @@ R = torch.randn
 
 @pytest.fixture(autouse=True, scope="module")
 def corrected():
-    """Not on import, for another file's test asks what the stock interpreter does."""
     correct_bfloat16()
 
 
