@@ -34,6 +34,24 @@ test: build ## run the tests
 triton-test: build ## the Triton kernels in Triton's interpreter, without a GPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton*.py -q --durations=5
 
+# The oldest torch and Triton that serve, in an environment of their own. The extension is not
+# built there. PyPI's torch brings CUDA's libraries: 5 GB.
+OLDEST := .venv-oldest
+$(OLDEST)/installed: pyproject.toml requirements/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c requirements/oldest.txt \
+	  setuptools torch triton numpy pytest
+	MMKERN_NO_EXT=1 $(OLDEST)/bin/pip install --quiet --disable-pip-version-check \
+	  -c requirements/oldest.txt --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: triton-oldest
+triton-oldest: $(OLDEST)/installed ## the Triton kernels with torch 2.11 and Triton 3.6, and the GPU run rehearsed
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest $(wildcard tests/test_triton*.py) -q --durations=5
+	$(OLDEST)/bin/python benchmarks/gpu_gate.py --no-table --target sm_90
+	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --small
+	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --part times --match vit_l16 --output out/oldest.json
+
 # The twin of AscendC needs a C++ compiler alone.
 .PHONY: twin-tests twin-check twin-examples
 twin-tests: $(VENV)/installed ## the AscendC twin: instructions, rules, faults planted in the kernels
@@ -124,16 +142,19 @@ gate-power: build ## measure again how often the gate is right, in about half an
 
 RESULTS := benchmarks/results
 TABLES := $(BIN)/python -m mmkern.bench.readme
-results: bench-full ## measure again, and write the committed results and the tables made from them
+results: bench-full $(ASCEND)/installed ## measure again, and write the committed results and the tables made from them
 	$(BIN)/python -m pytest tests/test_accuracy.py -q --junit-xml out/cpu.xml
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py -q --junit-xml out/triton.xml
+	$(ASCEND)/bin/python -m pytest tests/test_ascend.py -q -n 2 --junit-xml out/ascend.xml
 	$(BIN)/python -m pytest tests/test_ascendc.py -q --junit-xml out/ascendc.xml
 	cp out/bench-full/results.json $(RESULTS)/cpu.json
-	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml out/ascendc.xml \
-	  $(RESULTS)/cpu.json --gate $(RESULTS)/gpu_gate.json -o $(RESULTS)/matrix.json
+	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml out/ascend.xml out/ascendc.xml \
+	  $(RESULTS)/cpu.json --gate $(RESULTS)/gpu_gate.json --ascend-gate $(RESULTS)/ascend_gate.json \
+	  $(addprefix --gpu ,$(wildcard $(RESULTS)/gpu.json)) -o $(RESULTS)/matrix.json
 	$(TABLES) $(RESULTS)/cpu.json README.md --short
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md
+	$(foreach run,$(wildcard $(RESULTS)/gpu.json),$(TABLES) $(run) docs/triton.md)
 
 .PHONY: cpu-limits
 cpu-limits: build ## time the CPU kernels beside their aims, and write the result and README's table
@@ -144,6 +165,7 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(TABLES) $(RESULTS)/cpu.json README.md --short --check
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/matrix.json README.md --check
+	$(foreach run,$(wildcard $(RESULTS)/gpu.json),$(TABLES) $(run) docs/triton.md --check)
 	$(BIN)/python benchmarks/ascendc_estimate.py --check
 	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 	$(BIN)/python benchmarks/cpu_limits.py --table docs/benchmarks.md --check \
@@ -177,4 +199,4 @@ gpu-check: build ## on a CUDA machine: correctness, compute-sanitizer, times aga
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove everything that was built, .venv included
-	rm -rf $(VENV) $(ASCEND) build out *.egg-info mmkern/*.so
+	rm -rf $(VENV) $(ASCEND) $(OLDEST) build out *.egg-info mmkern/*.so

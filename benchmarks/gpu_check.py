@@ -4,10 +4,8 @@
 
 Writes one JSON, again after each part, so that a run that is cut short keeps what it has:
 environment, copy (GB/s of a large copy), correctness (failures by the accuracy rule against
-float64), sanitizer, and rows of times. A time is the median over launches with CUDA events, the L2
-cache overwritten before each; contestants take turns, launch by launch, on the same tensors. FLOPs
-count the true head dimension and the pairs that the mask lets through; bytes are those that must
-move. Exits with 1 if anything is wrong, or if there is no CUDA device.
+float64), sanitizer, rows of times (gpu_times.py), and the verdict on each target (gpu_targets.py).
+Exits with 1 if anything is wrong, or if there is no CUDA device; a missed target is not wrong.
 """
 
 import argparse
@@ -15,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -27,57 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import gpu_shapes  # noqa: E402
-from accuracy import (  # noqa: E402
-    DTYPES,
-    check_forward,
-    check_gradients,
-    cotangents,
-    forward,
-    outputs,
-)
+import gpu_targets  # noqa: E402
+from accuracy import DTYPES, check_forward, check_gradients, forward  # noqa: E402
+from gpu_times import Cuda, Host, backend_of, copy_speed, times  # noqa: E402
 
 import mmkern  # noqa: E402
 from mmkern import cases, library  # noqa: E402
-from mmkern.bench import cost  # noqa: E402
 
 PARTS = ("correctness", "sanitizer", "times")
-#: Launches of a contestant: as many as fit SECONDS, within these bounds.
-SECONDS, FEWEST, MOST = 0.3, 5, 50
-#: Times the forward's FLOPs that a backward has: attention forms the scores again.
-BACKWARD_FLOPS = {"attention": 2.5}
-
-
-class Cuda:
-    """Times launches on the device."""
-
-    name = "cuda"
-
-    def __init__(self):
-        properties = torch.cuda.get_device_properties(0)
-        # large enough that writing it outlasts the host's part of a call
-        size = max(4 * properties.L2_cache_size, 1 << 29)
-        self.cache = torch.empty(size, dtype=torch.int8, device="cuda")
-
-    def seconds(self, call):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # also keeps the device busy while the host enqueues the call
-        self.cache.zero_()
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-
-class Host:
-    """Times calls on the CPU: a rehearsal of this script."""
-
-    name = "cpu"
-
-    def seconds(self, call):
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
 
 
 def environment():
@@ -101,6 +55,10 @@ def environment():
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
         found["cudnn"] = torch.backends.cudnn.version()
+        # imports Triton, which a machine without a GPU need not have
+        from mmkern.kernels.triton import tuning
+
+        found["target"] = tuning.target(torch.device("cuda"))
     return found
 
 
@@ -114,27 +72,30 @@ def _output(*command):
 def correctness(ops, device, small=False):
     """Every case x dtype, forward and gradients, by the accuracy rule.
 
-    {run, failures, by_reference}: the last are forwards that no kernel takes here.
+    {run, failures, by_reference, ops}: by_reference are forwards that no kernel takes here; ops is
+    {op: [passed, failed]}.
     """
-    run, failures, by_reference = 0, [], []
+    run, failures, by_reference, counts = 0, [], [], {op: [0, 0] for op in ops}
     # eager in float32 is the yardstick: its convolutions are TF32 by default
     torch.backends.cudnn.allow_tf32 = False
     chosen = [c for c in cases.CASES if c.op in ops and (not small or "smoke" in c.tags)]
     for case in chosen:
         for dtype in DTYPES:
             kwargs = case.make(dtype, device)
-            if _backend(lambda c=case, k=kwargs: forward(mmkern, c, k)) == "reference":
+            if backend_of(lambda c=case, k=kwargs: forward(mmkern, c, k)) == "reference":
                 by_reference.append(f"{case.id} {dtype}")
             for check in (check_forward, check_gradients):
                 run += 1
                 try:
                     check(case, case.make(dtype, device))
+                    counts[case.op][0] += 1
                 except Exception as error:
+                    counts[case.op][1] += 1
                     text = f"{case.id} {dtype} {check.__name__}: {type(error).__name__}: {error}"
                     failures.append(text)
                     print(f"  {text[:300]}", flush=True)
     torch.backends.cudnn.allow_tf32 = True
-    return {"run": run, "failures": failures, "by_reference": by_reference}
+    return {"run": run, "failures": failures, "by_reference": by_reference, "ops": counts}
 
 
 def sanitizer(ops):
@@ -149,144 +110,6 @@ def sanitizer(ops):
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=env)
     return {"returncode": run.returncode, "tail": (run.stdout + run.stderr)[-2000:]}
-
-
-def copy_speed(clock):
-    """GB/s of a copy far larger than the cache, read and write counted: the practical limit."""
-    source = torch.empty(1 << (29 if clock.name == "cuda" else 24), dtype=torch.int8)
-    source = source.to(clock.name)
-    target = torch.empty_like(source)
-    times = [clock.seconds(lambda: target.copy_(source)) for _ in range(20)]
-    return 2 * source.numel() / statistics.median(times) / 1e9
-
-
-def _calls(functions, kwargs, names, backward):
-    """({contestant: call}, {contestant: error}, {contestant: results}), each tried once."""
-    calls, errors, results = {}, {}, {}
-    leaves = {n: v.detach().requires_grad_(n in names) if n in names else v
-              for n, v in kwargs.items()}  # fmt: skip
-    inputs = [leaves[n] for n in names]
-    for name, function in functions.items():
-        try:
-            if backward:
-                outs = outputs(function(**leaves))
-                outs = [o for o in outs if o is not None and o.requires_grad]
-                grads = [g.to(o.device) for g, o in zip(cotangents(outs), outs, strict=True)]
-
-                def call(outs=outs, grads=grads):
-                    return torch.autograd.grad(outs, inputs, grads, retain_graph=True)
-
-            else:
-
-                def call(function=function):
-                    with torch.no_grad():
-                        return function(**kwargs)
-
-            results[name] = outputs(call())
-            calls[name] = call
-        except Exception as error:
-            text = str(error).strip().partition("\n")[0]
-            errors[name] = f"{type(error).__name__}: {text}"[:300]
-    return calls, errors, results
-
-
-def _backend(call):
-    """The backend whose kernels serve the call; "reference" if none does."""
-    for name, backend in library.BACKENDS.items():
-        if call and not backend.missing:
-            try:
-                with mmkern.use(name):
-                    call()
-            except RuntimeError:
-                continue
-            return name
-    return "reference"
-
-
-def _difference(results):
-    """Largest difference of mmkern's results from eager's, over eager's largest value."""
-    if not {"eager", "mmkern"} <= results.keys():
-        return None
-    pairs = list(zip(results["mmkern"], results["eager"], strict=True))
-    most = max(float(b.abs().max()) for _, b in pairs)
-    return max(float((a.float() - b.float()).abs().max()) for a, b in pairs) / most
-
-
-def _moved(case, kwargs, grads):
-    """Bytes that the backward must move: inputs that it reads, gradients in, gradients out."""
-    with torch.no_grad():
-        outs = outputs(getattr(mmkern, case.function)(**kwargs))
-    unread = set()
-    if case.op == "rms_norm" and kwargs.get("residual") is not None:
-        # h is read in place of x and residual, whose gradients are one tensor
-        unread, grads = {"residual"}, [g for n, g in grads.items() if n != "residual"]
-    elif case.op == "rope" and kwargs.get("q_weight") is None:
-        unread = {"q", "k"}
-    grads = grads.values() if isinstance(grads, dict) else grads
-    return cost.moved([v for n, v in kwargs.items() if n not in unread], [*outs, *grads])
-
-
-def times_of(case, dtype, backward, clock, peers=gpu_shapes.peers):
-    """The row of one case: {identity, contestants, errors, flops, bytes, difference}."""
-    kwargs = case.make(dtype, clock.name)
-    names = case.differentiable()
-    functions = {"mmkern": getattr(mmkern, case.function), **peers(case)}
-    calls, errors, results = _calls(functions, kwargs, names, backward)
-    difference = _difference(results)
-    outs = results.get("mmkern", ())
-    work = cost.flops(case.function, kwargs)
-    if work and backward:
-        work *= BACKWARD_FLOPS.get(case.op, 2.0)
-    if backward and outs:
-        moved = _moved(case, kwargs, dict(zip(names, outs, strict=True)))
-    else:
-        moved = cost.moved(kwargs.values(), outs)
-    del results, outs
-    samples = {name: [] for name in calls}
-    first = {name: clock.seconds(call) for name, call in calls.items()}
-    rounds = max(FEWEST, min(MOST, int(SECONDS * len(calls) / max(sum(first.values()), 1e-9))))
-    for _ in range(rounds):
-        for name, call in calls.items():
-            samples[name].append(clock.seconds(call))
-    contestants = {}
-    for name, values in samples.items():
-        median = statistics.median(values)
-        quartiles = statistics.quantiles(values, n=4)
-        contestants[name] = {
-            "ms": 1e3 * median,
-            "quartiles_ms": [1e3 * quartiles[0], 1e3 * quartiles[2]],
-            "tflops": work / median / 1e12 if work else None,
-            "gbps": moved / median / 1e9,
-        }
-    return {
-        "op": case.op, "function": case.function, "name": case.name,
-        "dtype": str(dtype).removeprefix("torch."), "pass": "backward" if backward else "forward",
-        "backend": _backend(calls.get("mmkern")), "rounds": rounds, "flops": work, "bytes": moved,
-        "difference": difference,
-        "contestants": contestants, "errors": errors,
-    }  # fmt: skip
-
-
-def times(chosen, clock, keep):
-    """Rows of every case, forward and backward, in bfloat16; ``keep`` is called after each."""
-    rows = []
-    for case in chosen:
-        for backward in (False, True):
-            try:
-                with gpu_shapes.fresh_compiler():
-                    row = times_of(case, torch.bfloat16, backward, clock)
-            except Exception as error:  # out of memory, say: the other rows are still of use
-                row = {"op": case.op, "name": case.name, "contestants": {}}
-                row["pass"] = "backward" if backward else "forward"
-                row["errors"] = {"mmkern": f"{type(error).__name__}: {error}"[:300]}
-            rows.append(row)
-            keep(rows)
-            found = row["contestants"]
-            line = ", ".join(f"{n} {v['ms']:.3f}" for n, v in found.items())
-            print(f"  {case.id} {row['pass']}: {line} ms", flush=True)
-            for name, error in row["errors"].items():
-                print(f"    {name}: {error}", flush=True)
-    return rows
 
 
 def write(path, result):
@@ -340,7 +163,9 @@ def main():
             chosen, clock, lambda rows: write(args.output, {**result, "rows": rows})
         )
     result["complete"] = not (args.op or args.part or args.match)
+    result["targets"] = gpu_targets.verdicts(result.get("rows", ()), result["copy_gbps"])
     write(args.output, result)
+    gpu_targets.show(result["targets"])
     wrong = bool(result.get("correctness", {}).get("failures"))
     wrong |= bool(result.get("sanitizer", {}).get("returncode"))
     wrong |= any("mmkern" in row["errors"] for row in result.get("rows", ()))

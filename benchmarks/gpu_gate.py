@@ -8,6 +8,7 @@ of the tile tables that no call picks. The rest is a table, committed, whose cha
 
     python benchmarks/gpu_gate.py --check     # compile what is in the committed table, and compare
     python benchmarks/gpu_gate.py             # compile, and write what has no complaint into it
+    python benchmarks/gpu_gate.py --no-table  # compile alone: another Triton has other figures
 """
 
 import argparse
@@ -208,6 +209,7 @@ def main():
     """Run the gate; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="fail if the table differs")
+    parser.add_argument("--no-table", action="store_true", help="neither compare nor write")
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--op", action="append", help="default: all")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -228,7 +230,7 @@ def main():
         for (target, op), (rows, complaints) in zip(jobs, done, strict=True):
             if args.check:
                 complaints += differences(results.get(target, {}).get(op, {}), rows)
-            elif not complaints:
+            elif not complaints and not args.no_table:
                 results.setdefault(target, {})[op] = rows
                 RESULTS.write_text(text_of(results))
             failed |= bool(complaints)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mmkern import cases
 from mmkern.bench import eager
 from mmkern.cases import Case, Ints
+from mmkern.ops.patch_embed import as_patches
 
 F32 = torch.float32
 
@@ -217,7 +218,21 @@ def _attention_peers(packed):
     return peers
 
 
-def peers(case):
+def _gemm_alone():
+    """patch_embed's product and nothing else, of patches that lie ready: less than the op does."""
+    patches = []
+
+    def run(x, weight, bias=None, pos_embed=None):
+        if not patches:
+            pixels = x.dim() == weight.dim() and weight.dim() > 2
+            ready = as_patches(x, weight) if pixels else x
+            patches.append(ready.reshape(-1, weight[0].numel()).contiguous())
+        return patches[0] @ weight.flatten(1).T
+
+    return run
+
+
+def peers(case, backward=False):
     """{name: function with the arguments of the case}: eager, torch.compile, and libraries."""
     plain = getattr(eager, case.function)
     found = {"eager": plain, "torch.compile": torch.compile(plain, dynamic=False)}
@@ -225,6 +240,8 @@ def peers(case):
         found |= _attention_peers("cu_seqlens_q" in case.args)
     elif case.op == "patch_embed":
         found["unfold + linear"] = eager.patch_embed_linear
+        if not backward:
+            found["GEMM alone"] = _gemm_alone()
     elif case.op == "rms_norm":
         apply = _imported("liger_kernel.ops.fused_add_rms_norm", "LigerFusedAddRMSNormFunction")
         if apply:
@@ -232,7 +249,10 @@ def peers(case):
     elif case.op == "glu":
         apply = _imported("liger_kernel.ops.swiglu", "LigerSiLUMulFunction")
         if apply:
-            found["Liger"] = lambda gate, up, activation: apply.apply(gate, up)
+            # its backward writes the gradients over gate and up, which the others read; the copies
+            # are of the forward, which is not timed then
+            own = torch.clone if backward else lambda t: t
+            found["Liger"] = lambda gate, up, activation: apply.apply(own(gate), own(up))
     return found
 
 

@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import gpu_check  # noqa: E402
 import gpu_shapes  # noqa: E402
+import gpu_times  # noqa: E402
 
 from mmkern import library  # noqa: E402
 from mmkern.bench import eager  # noqa: E402
@@ -112,7 +113,7 @@ FUSED = {
 }
 
 
-def peers(case):
+def peers(case, backward=False):
     """{name: function with the arguments of the case}: eager, and torch_npu's fused op."""
     found = {"eager": getattr(eager, case.function)}
     if case.function in FUSED:
@@ -159,7 +160,7 @@ def main():
         if case.op not in ops or args.match not in case.id:
             continue
         for backward in (False, True):
-            row = gpu_check.times_of(case, torch.bfloat16, backward, clock, peers)
+            row = gpu_times.times_of(case, torch.bfloat16, backward, clock, peers)
             rows.append(row)
             gpu_check.write(args.output, result)
             times = ", ".join(f"{n} {v['ms']:.3f}" for n, v in row["contestants"].items())

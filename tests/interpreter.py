@@ -66,10 +66,22 @@ def _cast(original):
     return run
 
 
+_ARITHMETIC = ("binary_op", "unary_op", "create_fma", "create_erf", "create_rsqrt")
+_CASTS = ("cast_impl", "create_fp_to_fp")
+_STOCK = {name: getattr(Builder, name) for name in (*_ARITHMETIC, *_CASTS, "create_dot")}
+
+
 def correct_bfloat16():
-    """Patch the interpreter of this process."""
-    for name in ("binary_op", "unary_op", "create_fma", "create_erf", "create_rsqrt"):
-        setattr(Builder, name, _through_float32(getattr(Builder, name)))
+    """Patch the interpreter of this process; again, and nothing changes."""
+    stock_bfloat16()
+    for name in _ARITHMETIC:
+        setattr(Builder, name, _through_float32(_STOCK[name]))
+    for name in _CASTS:
+        setattr(Builder, name, _cast(_STOCK[name]))
     Builder.create_dot = _dot
-    Builder.cast_impl = _cast(Builder.cast_impl)
-    Builder.create_fp_to_fp = _cast(Builder.create_fp_to_fp)
+
+
+def stock_bfloat16():
+    """The interpreter as Triton ships it."""
+    for name, method in _STOCK.items():
+        setattr(Builder, name, method)

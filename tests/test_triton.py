@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from accuracy import DTYPES, check_forward, check_gradients
 from cases import CASES, T
-from interpreter import correct_bfloat16
+from interpreter import correct_bfloat16, stock_bfloat16
 from on_triton import Guards, run_ops_on_triton
 
 from mmkern.kernels import triton as kernels
@@ -50,6 +50,7 @@ def _bf16_errors():
 @pytest.fixture(scope="module")
 def stock_errors():
     """What the interpreter as shipped makes of bfloat16; corrected from here on."""
+    stock_bfloat16()
     errors = _bf16_errors()
     correct_bfloat16()
     return errors

@@ -13,6 +13,7 @@ import mmkern
 from mmkern.bench import timing, tune
 from mmkern.kernels import triton as kernels
 from mmkern.kernels.triton import tuning
+from mmkern.kernels.triton.attention_common import split_dim
 
 F32 = torch.float32
 R = torch.randn
@@ -20,7 +21,6 @@ R = torch.randn
 
 @pytest.fixture(autouse=True, scope="module")
 def corrected():
-    """Not on import, for another file's test asks what the stock interpreter does."""
     correct_bfloat16()
 
 
@@ -131,6 +131,14 @@ def test_a_sample_alone_has_the_bits_that_it_has_in_a_batch(op, monkeypatch):
     }
     x = R(3, 9, 64).bfloat16() if op != "rope" else R(3, 9, 64)
     assert torch.equal(calls[op](x)[1:2], calls[op](x[1:2]))
+
+
+def test_products_wasted_on_padding_of_a_head_are_what_the_docs_say():
+    percent = {72: 10, 40: 17, 88: 8, 112: 12}
+    percent |= dict.fromkeys((64, 80, 96, 128, 160, 192, 256), 0)
+    for dim, wanted in percent.items():
+        computed = sum(split_dim(dim))
+        assert round(100 * (computed - dim) / computed) == wanted, dim
 
 
 def test_first_entry_that_admits_the_shape_is_picked():

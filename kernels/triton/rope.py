@@ -5,8 +5,9 @@ is kept as the first members of its pairs, the second members, and what the tabl
 rotate-half these are three loads, for interleaved pairs one load that is split in registers.
 
 Bytes that must move, for N elements of q and k together of e bytes: forward 2 N e and the tables
-once; backward 2 N e (gradients in and out), with QK-norm 3 N e. The kernels move just these, and
-for the gradient of a norm weight 8 more bytes per column and program of several tokens.
+once; backward 2 N e (gradients in and out), with QK-norm 3 N e. The kernels move these once, the
+tables once a sample and a norm weight once a token (from L2 but for the first time), and for the
+gradient of a norm weight 8 more bytes per column and program of several tokens.
 """
 
 import torch

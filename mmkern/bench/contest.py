@@ -109,28 +109,37 @@ def binder(case, kwargs, passes, outs, seed):
     the graph of one forward, which runs when the contestant is bound.
     """
     if passes == "forward":
-        return lambda function: functools.partial(function, **kwargs)
+        return lambda function: functools.partial(function, **registered.own(function, kwargs))
     names = case.differentiable()
-    leaves = {n: v.detach().requires_grad_() if n in names else v for n, v in kwargs.items()}
-    inputs = [leaves[n] for n in names]
-    wide = any(t.dtype == torch.float64 for t in inputs)
-    gradients = [g.double() if wide else g for g in _cotangents(outs, seed)]
+    wide = any(kwargs[n].dtype == torch.float64 for n in names)
+    cotangents = [g.double() if wide else g for g in _cotangents(outs, seed)]
 
-    def step(function):
-        results = as_tuple(function(**leaves))
-        if results[0] is NotImplemented:
-            return NotImplemented
-        grads = torch.autograd.grad(results, inputs, gradients)
-        return (*(r.detach() for r in results), *grads)
+    def prepared(function):
+        given = registered.own(function, kwargs)
+        leaves = {n: v.detach().requires_grad_() if n in names else v for n, v in given.items()}
+        gradients = list(registered.own(function, dict(enumerate(cotangents))).values())
+        return leaves, [leaves[n] for n in names], gradients
+
+    def both(function):
+        leaves, inputs, gradients = prepared(function)
+
+        def step():
+            results = as_tuple(function(**leaves))
+            if results[0] is NotImplemented:
+                return NotImplemented
+            grads = torch.autograd.grad(results, inputs, gradients)
+            return (*(r.detach() for r in results), *grads)
+
+        return step
 
     def backward(function):
+        leaves, inputs, gradients = prepared(function)
         with torch.enable_grad():
             results = as_tuple(function(**leaves))
         if results[0] is NotImplemented:
             return lambda: NotImplemented
         return functools.partial(torch.autograd.grad, results, inputs, gradients, retain_graph=True)
 
-    both = lambda function: functools.partial(step, function)  # noqa: E731
     return backward if passes == "backward" else both
 
 

@@ -23,19 +23,23 @@ def moved(inputs, outputs, gradients, passes="forward"):
 def flops(function, args, passes="forward"):
     """Floating-point operations of the matrix products in a call, None where there are none.
 
-    Attention counts the pairs that the mask lets through, at the true head dim. A backward of a
+    Attention counts the pairs that the mask lets through, at the true head dims. A backward of a
     product is two products; attention's computes the scores again.
     """
     if function == "attention":
-        forward = _attention(args)
-    elif function == "patch_embed":
+        # of D: the scores; again, and the gradients of q and k. Of Dv: weights by v; its gradient,
+        # and that of the weights
+        dim, dim_v = args["q"].shape[-1], args["v"].shape[-1]
+        work = {"forward": dim + dim_v, "backward": 3 * dim + 2 * dim_v}
+        return 2 * _attended(args) * sum(work[one] for one in passes.split("+"))
+    if function == "patch_embed":
         forward = _patch_embed(args["x"], args["weight"])
     elif function == "mlp":
         rows = args["x"].shape[:-1].numel() // args.get("merge", 1) ** 2
         forward = 2 * rows * (args["w1"].numel() + args["w2"].numel())
     else:
         return None
-    factor = {"forward": 1, "backward": 2.5 if function == "attention" else 2}
+    factor = {"forward": 1, "backward": 2}
     return forward * sum(factor[one] for one in passes.split("+"))
 
 
@@ -46,8 +50,9 @@ def _patch_embed(x, weight):
     return 2 * x.shape[:-1].numel() * weight.numel()
 
 
-def _attention(args):
-    q, k, v = args["q"], args["k"], args["v"]
+def _attended(args):
+    """Pairs of a query and a key that it sees, in all heads."""
+    q, k = args["q"], args["k"]
     if args.get("cu_seqlens_q") is None:
         segments = [(q.shape[1], k.shape[1])] * q.shape[0]
     else:
@@ -56,8 +61,7 @@ def _attention(args):
     window = args.get("window") or (-1, -1)
     left, right = (window, window) if isinstance(window, int) else window
     right = 0 if args.get("causal", False) else right
-    pairs = sum(_pairs(sq, sk, left, right) for sq, sk in segments)
-    return 2 * pairs * q.shape[-2] * (q.shape[-1] + v.shape[-1])
+    return q.shape[-2] * sum(_pairs(sq, sk, left, right) for sq, sk in segments)
 
 
 def _pairs(sq, sk, left, right):

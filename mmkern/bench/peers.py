@@ -29,10 +29,15 @@ class Peer:
     call: Callable
 
 
-def peer(op, name, module="torch", devices=()):
-    """Register the decorated function as peer ``name`` of the public function ``op``."""
+def peer(op, name, module="torch", devices=(), overwrites=False):
+    """Register the decorated function as peer ``name`` of the public function ``op``.
+
+    overwrites: it writes results over its arguments, or gradients over those it is given, so that
+    it must not share them with the other contestants.
+    """
 
     def register(call):
+        call.overwrites = overwrites
         PEERS.append(Peer(op, name, module, devices, call))
         return call
 
@@ -74,10 +79,17 @@ def _missing(module):
     return None
 
 
+def own(call, tensors):
+    """A dict's tensors; copies of them where ``call`` writes over what it is given."""
+    if not getattr(call, "overwrites", False):
+        return tensors
+    return {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in tensors.items()}
+
+
 def takes(call, kwargs):
     """Whether a peer takes a case: it does not where it returns NotImplemented."""
     with torch.no_grad():
-        return call(**kwargs) is not NotImplemented
+        return call(**own(call, kwargs)) is not NotImplemented
 
 
 def _sdpa(backend):
@@ -176,7 +188,10 @@ def npu_rms_norm(x, weight=None, *, eps=1e-6, residual=None, cast="after"):
     return h, y
 
 
-@peer("glu", "Liger", module="liger_kernel.transformers.functional", devices=("cuda", "npu"))
+@peer(
+    "glu", "Liger", module="liger_kernel.transformers.functional", devices=("cuda", "npu"),
+    overwrites=True,
+)  # fmt: skip
 def liger_glu(gate, up=None, *, activation="silu", gate_first=True):
     """liger_swiglu, and liger_geglu for the tanh form."""
     from liger_kernel.transformers import functional
@@ -197,7 +212,10 @@ def npu_glu(gate, up=None, *, activation="silu", gate_first=True):
     return torch_npu.npu_swiglu(gate, dim=-1)
 
 
-@peer("rope", "Liger", module="liger_kernel.transformers.functional", devices=("cuda", "npu"))
+@peer(
+    "rope", "Liger", module="liger_kernel.transformers.functional", devices=("cuda", "npu"),
+    overwrites=True,
+)  # fmt: skip
 def liger_rope(q, k, cos, sin, *, interleaved=False, q_weight=None, k_weight=None, eps=1e-6):
     """liger_rope on (B, H, S, D)."""
     from liger_kernel.transformers import functional

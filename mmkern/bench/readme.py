@@ -3,12 +3,14 @@
     python -m mmkern.bench.readme benchmarks/results/cpu.json README.md [--check]
     python -m mmkern.bench.readme benchmarks/results/matrix.json README.md [--check]
     python -m mmkern.bench.readme benchmarks/results/gate_power.json docs/benchmarks.md [--check]
+    python -m mmkern.bench.readme benchmarks/results/gpu.json docs/triton.md [--check]
 
 A result of ``mmkern bench`` fills the text between ``<!-- bench:begin -->`` and
 ``<!-- bench:end -->``; a support matrix (mmkern.bench.matrix), that between
 ``<!-- matrix:begin -->`` and ``<!-- matrix:end -->``; a study of benchmarks/gate_power.py, that
-between two of its file's name, as ``<!-- gate_power:begin -->``. With --check nothing is written,
-and drift exits 1. --short keeps the workloads of ``mmkern bench --quick`` and the models.
+between two of its file's name, as ``<!-- gate_power:begin -->``; a run of benchmarks/gpu_check.py,
+that between ``<!-- gpu:begin -->`` and ``<!-- gpu:end -->``. With --check nothing is written, and
+drift exits 1. --short keeps the workloads of ``mmkern bench --quick`` and the models.
 """
 
 import argparse
@@ -136,6 +138,24 @@ def power_table(study):
     return "\n".join([*lines, "", about])
 
 
+def gpu_table(run):
+    """Markdown: the verdict on each target of a run on a GPU."""
+    head = ("op, shape", "pass", "measured", "wanted", "what", "verdict")
+    lines = [_line(head), _line(["---", "---", "---:", "---:", "---", "---"])]
+    for v in run["targets"]:
+        measured = "" if v["measured"] is None else f"{v['measured']:.3g}"
+        what = v["target"] + (f" ({v['against']})" if v["against"] else "")
+        verdict = f"**{v['verdict']}**" if v["verdict"] == "miss" else v["verdict"]
+        lines.append(_line([v["case"], v["pass"], measured, f"{v['wanted']:.3g}", what, verdict]))
+    e, found = run["environment"], run.get("correctness", {})
+    about = (
+        f"bfloat16, {e['device']}, torch {e['torch']}, Triton {e['triton']}, a copy at "
+        f"{run['copy_gbps']:.0f} GB/s, commit {e['commit']}, {e['date']}: `{e['command']}`. "
+        f"Correctness: {len(found.get('failures', ()))} of {found.get('run', 0)} checks failed."
+    )
+    return "\n".join([*lines, "", about])
+
+
 def _share(hits, tries, z=1.96):
     """Wilson's 95 % interval of a share."""
     if not tries:
@@ -161,6 +181,8 @@ def main(argv=None):
             name, body = "matrix", matrix.table(matrix.load(args.evidence))
         elif schema == "mmkern-gate-power/1":
             name, body = args.evidence.stem, power_table(evidence)
+        elif schema == "mmkern-gpu/1":
+            name, body = "gpu", gpu_table(evidence)
         else:
             name, body = "bench", bench_table(results.load(args.evidence), args.short)
         old = args.document.read_text(encoding="utf-8")
