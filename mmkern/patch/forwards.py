@@ -38,7 +38,8 @@ def torch_rms_norm(module, x):
 
 ACTIVATIONS = {
     "SiLU": "silu", "SiLUActivation": "silu", "FP32SiLU": "silu", "GELUActivation": "gelu",
-    "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh", "ReLU": "relu",
+    "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh",
+    "QuickGELUActivation": "quick_gelu", "ReLU": "relu",
 }  # fmt: skip
 
 
