@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("check", ["torch_plan", "dtensors", "transformers_plan"])
+@pytest.mark.parametrize("check", ["torch_plan", "dtensors", "transformers_plan", "diffusers_plan"])
 def test_on_two_ranks(check, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     env = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}

@@ -39,8 +39,9 @@ def assert_same(got, wanted):
     assert got.keys() == wanted.keys()
     for key, value in wanted.items():
         torch.testing.assert_close(
-            got[key], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=f"{key}: {{}}"
-        )
+            got[key], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()),
+            msg=lambda text, key=key: f"{key}: {text}",
+        )  # fmt: skip
 
 
 class Layer(nn.Module):
@@ -48,7 +49,7 @@ class Layer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.norm = nn.RMSNorm(8)
+        self.norm = nn.RMSNorm(8, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
 
     def forward(self, x):
@@ -120,6 +121,25 @@ def transformers_plan(mesh):
             assert_same(run(model, **inputs), wanted)
             with torch.no_grad():  # has a way of its own through transformers' layers
                 torch.testing.assert_close(model(**inputs)[0], wanted["out"])
+
+
+def diffusers_plan(mesh):
+    """The plan of a class of diffusers, as enable_parallelism applies it; it is for inference."""
+    from diffusers.hooks.tensor_parallel import apply_tensor_parallel
+    from diffusers.models._modeling_parallel import TensorParallelConfig
+
+    for name in ("flux", "flux2", "qwenimage"):
+        plain, inputs = build(name)
+        for patch_first in (True, False):
+            model = copy.deepcopy(plain)
+            config = TensorParallelConfig(mesh=mesh)
+            config.setup(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), mesh)
+            report = mmkern.patch(model) if patch_first else None
+            apply_tensor_parallel(model, config, model._tp_plan)
+            report = report or mmkern.patch(model)
+            assert report.swapped and bool(report.left) != patch_first
+            with torch.no_grad():
+                torch.testing.assert_close(model(**inputs)[0], plain(**inputs)[0])
 
 
 if __name__ == "__main__":
