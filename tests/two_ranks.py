@@ -124,18 +124,16 @@ def transformers_plan(mesh):
 
 
 def diffusers_plan(mesh):
-    """The plan of a class of diffusers, as enable_parallelism applies it; it is for inference."""
-    from diffusers.hooks.tensor_parallel import apply_tensor_parallel
-    from diffusers.models._modeling_parallel import TensorParallelConfig
+    """The plan of a class of diffusers, which is for inference; enable_parallelism takes no CPU."""
+    from diffusers.hooks.tensor_parallel import _resolve_tp_plan, _styles
 
     for name in ("flux", "flux2", "qwenimage"):
         plain, inputs = build(name)
         for patch_first in (True, False):
             model = copy.deepcopy(plain)
-            config = TensorParallelConfig(mesh=mesh)
-            config.setup(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), mesh)
             report = mmkern.patch(model) if patch_first else None
-            apply_tensor_parallel(model, config, model._tp_plan)
+            for module, plan in _resolve_tp_plan(model, model._tp_plan):
+                parallelize_module(module, mesh, _styles(plan))
             report = report or mmkern.patch(model)
             assert report.swapped and bool(report.left) != patch_first
             with torch.no_grad():
