@@ -89,7 +89,7 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args):
-        if _state.forced == "reference" or _functorch_active() or self._inlined(args[0]):
+        if _state.forced == "reference" or _functorch_active() or self._composed(args[0]):
             return self.reference(*args)
         if torch.is_grad_enabled():
             for arg in args:
@@ -99,7 +99,10 @@ class Op:
                     return self.function.apply(*args)
         return self.forward(*args)
 
-    def _inlined(self, tensor):
+    def _composed(self, tensor):
+        """Whether other machinery is to see the reference's own operations: dynamo, or DTensor."""
+        if type(tensor) is not Tensor and hasattr(tensor, "device_mesh"):
+            return True
         return (
             self.light and torch.compiler.is_compiling() and tensor.device.type not in self.kernels
         )

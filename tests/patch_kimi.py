@@ -2,7 +2,8 @@
 
 That code is on the hub only; these classes stand for it. What they keep of it: module and
 parameter names, the packed call of the vision layers with complex rope tables, the list of images
-before the projector, the tuple that a text layer returns, experts as separate MLPs.
+before the projector, MLA with an additive mask, the tuple that a text layer returns, experts as
+separate MLPs.
 """
 
 import torch
@@ -201,36 +202,64 @@ class DeepseekV3MoE(nn.Module):
         return y + self.shared_experts(x)
 
 
-class DeepseekV3Attention(nn.Module):
-    """MLA with the published names; rotary parts on adjacent pairs."""
+class DeepseekV3RotaryEmbedding(nn.Module):
+    def __init__(self, dim, base=800000.0):
+        super().__init__()
+        freqs = base ** -(torch.arange(0, dim, 2).float() / dim)
+        self.register_buffer("inv_freq", freqs, persistent=False)
 
-    def __init__(self, width, heads, rank, nope, rope, value):
+    def forward(self, x, seq_len=None):
+        angle = torch.arange(seq_len, device=x.device)[:, None] * self.inv_freq.float()
+        angle = torch.cat((angle, angle), -1)
+        return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+
+
+def halves_turned(x, cos, sin):
+    """(B, H, S, D), whose adjacent pairs become two halves."""
+    x = x.unflatten(-1, (-1, 2)).transpose(-2, -1).flatten(-2)
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+class DeepseekV3Attention(nn.Module):
+    """MLA with the published names; the mask is additive, (B, 1, Sq, Sk), and must be there."""
+
+    def __init__(self, width, heads, rank, nope, rope, value, layer_idx=0):
         super().__init__()
         self.num_heads, self.qk_nope_head_dim, self.qk_rope_head_dim = heads, nope, rope
+        self.kv_lora_rank, self.v_head_dim, self.layer_idx = rank, value, layer_idx
+        self.attention_dropout, self.softmax_scale = 0.0, 1.2 * (nope + rope) ** -0.5
         self.q_proj = nn.Linear(width, heads * (nope + rope), bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(width, rank + rope, bias=False)
         self.kv_a_layernorm = DeepseekV3RMSNorm(rank)
         self.kv_b_proj = nn.Linear(rank, heads * (nope + value), bias=False)
         self.o_proj = nn.Linear(heads * value, width, bias=False)
+        self.rotary_emb = DeepseekV3RotaryEmbedding(rope)
 
     def forward(
         self, hidden_states, attention_mask=None, position_ids=None, past_key_value=None,
         output_attentions=False, use_cache=False, **kwargs,
     ):  # fmt: skip
-        length, nope = hidden_states.shape[1], self.qk_nope_head_dim
-        q = self.q_proj(hidden_states).unflatten(-1, (self.num_heads, -1))
-        latent = self.kv_a_proj_with_mqa(hidden_states)
-        latent, k_rope = latent.tensor_split([latent.shape[-1] - self.qk_rope_head_dim], -1)
-        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (self.num_heads, -1))
-        angle = torch.arange(length)[:, None] * 0.5 ** torch.arange(self.qk_rope_head_dim // 2)
-        freqs = torch.polar(torch.ones_like(angle), angle)
-        k_rope = turned(k_rope[:, :, None], freqs).expand(-1, -1, self.num_heads, -1)
-        q = torch.cat((q[..., :nope], turned(q[..., nope:], freqs)), -1)
-        k, v = torch.cat((kv[..., :nope], k_rope), -1), kv[..., nope:]
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, -torch.inf).softmax(-1, torch.float32).to(q.dtype)
+        assert attention_mask is not None
+        heads = (self.num_heads, -1)
+        q = self.q_proj(hidden_states).unflatten(-1, heads).transpose(1, 2)
+        q, q_rope = q.tensor_split([self.qk_nope_head_dim], -1)
+        latent, k_rope = self.kv_a_proj_with_mqa(hidden_states).tensor_split(
+            [self.kv_lora_rank], -1
+        )
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, heads).transpose(1, 2)
+        k, v = kv.tensor_split([self.qk_nope_head_dim], -1)
+        length = k.shape[2]
+        if past_key_value is not None:
+            length += past_key_value.get_usable_length(length, self.layer_idx)
+        tables = [t[position_ids].unsqueeze(1) for t in self.rotary_emb(v, seq_len=length)]
+        q = torch.cat((q, halves_turned(q_rope, *tables)), -1)
+        k_rope = halves_turned(k_rope.unsqueeze(1), *tables).expand(-1, self.num_heads, -1, -1)
+        k = torch.cat((k, k_rope), -1)
+        if past_key_value is not None:
+            k, v = past_key_value.update(k, v, self.layer_idx, {})
+        scores = q @ k.transpose(-2, -1) * self.softmax_scale + attention_mask
+        weights = scores.softmax(-1, torch.float32).to(q.dtype)
         out = self.o_proj((weights @ v).transpose(1, 2).flatten(2))
         return out, weights if output_attentions else None, past_key_value
 
@@ -261,18 +290,49 @@ class DeepseekV3DecoderLayer(nn.Module):
         return outputs
 
 
+class Cache:
+    """What the published layers ask of transformers' cache."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def get_usable_length(self, length, layer_idx=0):
+        return self.kept[layer_idx][0].shape[2] if layer_idx in self.kept else 0
+
+    def update(self, k, v, layer_idx, cache_kwargs):
+        if layer_idx in self.kept:
+            k, v = (torch.cat(pair, 2) for pair in zip(self.kept[layer_idx], (k, v), strict=True))
+        self.kept[layer_idx] = k, v
+        return k, v
+
+
+def step_inputs(x, past=0, keep=None):
+    """The mask and the positions of a step; keep (B, Sk) bool: the keys that take part."""
+    length = x.shape[1]
+    seen = torch.ones(length, past + length, dtype=torch.bool).tril(past).expand(len(x), 1, -1, -1)
+    if keep is not None:
+        seen = seen & keep[:, None, None]
+    mask = torch.zeros(seen.shape, dtype=x.dtype).masked_fill(~seen, -1e4)
+    return {"attention_mask": mask, "position_ids": torch.arange(past, past + length)[None]}
+
+
 class DeepseekV3Model(nn.Module):
     def __init__(self, width, heads, mlp):
         super().__init__()
         self.embed_tokens = nn.Embedding(IMAGE + 1, width)
         mlps = DeepseekV3MLP(width, mlp), DeepseekV3MoE(width, mlp // 2, 3)
         self.layers = nn.ModuleList([DeepseekV3DecoderLayer(width, heads, m) for m in mlps])
+        for i, layer in enumerate(self.layers):
+            layer.self_attn.layer_idx = i
         self.norm = DeepseekV3RMSNorm(width)
 
-    def forward(self, inputs_embeds, output_attentions=False):
-        x, attentions = inputs_embeds, []
+    def forward(self, x, output_attentions=False, cache=None, keep=None):
+        attentions = []
+        step = step_inputs(x, cache.get_usable_length(1) if cache else 0, keep)
         for layer in self.layers:
-            x, *rest = layer(x, output_attentions=output_attentions, use_cache=True)
+            x, *rest = layer(
+                x, past_key_value=cache, output_attentions=output_attentions, use_cache=True, **step
+            )
             attentions += rest[:-1]
         return self.norm(x), attentions
 

@@ -141,7 +141,7 @@ def kimi():
 def _clip():
     from transformers import CLIPVisionConfig
 
-    return CLIPVisionConfig(**VISION | {"image_size": 20}, hidden_act="gelu")
+    return CLIPVisionConfig(**VISION | {"image_size": 20}, hidden_act="quick_gelu")
 
 
 def llava():

@@ -106,7 +106,7 @@ BAD = [
     (mlp(w1=t(6)), ValueError, "mmkern.mlp: w1 has shape (6,); wanted (out, in), as nn.Linear"),
     (mlp(w2=t(5, 6, dtype=B)), TypeError, "mmkern.mlp: w2 has dtype torch.bfloat16; wanted torch.float32 (the dtype of x)"),
     (mlp(b1=t(5)), ValueError, "mmkern.mlp: b1 has shape (5,); wanted (6,)"),
-    (mlp(activation="tanh"), ValueError, "mmkern.mlp: activation is 'tanh'; wanted one of 'gelu', 'gelu_tanh', 'silu', 'relu'"),
+    (mlp(activation="tanh"), ValueError, "mmkern.mlp: activation is 'tanh'; wanted one of 'gelu', 'gelu_tanh', 'quick_gelu', 'silu', 'relu'"),
     (mlp(norm="group"), ValueError, "mmkern.mlp: norm is 'group'; wanted one of None, 'layer', 'rms'"),
     (mlp(norm_weight=t(4)), ValueError, "mmkern.mlp: norm_weight came with norm=None; wanted a norm to use it"),
     (mlp(merge=0), ValueError, "mmkern.mlp: merge is 0; wanted an int >= 1"),
@@ -130,7 +130,7 @@ BAD = [
     # glu
     (lambda: mmkern.glu(t(3, 5)), ValueError, "mmkern.glu: gate has shape (3, 5); wanted an even last dimension to split, or up"),
     (lambda: mmkern.glu(t(3, 4), t(3, 5)), ValueError, "mmkern.glu: up has shape (3, 5); wanted (3, 4) (the shape of gate)"),
-    (lambda: mmkern.glu(t(3, 4), activation="swish"), ValueError, "mmkern.glu: activation is 'swish'; wanted one of 'gelu', 'gelu_tanh', 'silu', 'relu', 'sigmoid'"),
+    (lambda: mmkern.glu(t(3, 4), activation="swish"), ValueError, "mmkern.glu: activation is 'swish'; wanted one of 'gelu', 'gelu_tanh', 'quick_gelu', 'silu', 'relu', 'sigmoid'"),
 ]  # fmt: skip
 
 

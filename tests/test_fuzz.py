@@ -160,7 +160,7 @@ def mlp_cases(draw):
         "b1": T((hidden,)) if draw(st.booleans()) else None,
         "w2": T((out, hidden), scale=hidden**-0.5),
         "b2": T((out,)) if draw(st.booleans()) else None,
-        "activation": draw(st.sampled_from(["gelu", "gelu_tanh", "silu"])),
+        "activation": draw(st.sampled_from(["gelu", "gelu_tanh", "quick_gelu", "silu"])),
         "merge": merge,
         "grid_hw": grids if draw(st.booleans()) else None,
     }
@@ -217,7 +217,8 @@ def row_cases(draw):
     args = {"gate": T((rows, 2 * channels), draw(layouts)), "gate_first": draw(st.booleans())}
     if draw(st.booleans()):
         args["up"] = T((rows, 2 * channels), draw(layouts))
-    args["activation"] = draw(st.sampled_from(["silu", "gelu", "gelu_tanh", "sigmoid"]))
+    names = ["silu", "gelu", "gelu_tanh", "quick_gelu", "sigmoid"]
+    args["activation"] = draw(st.sampled_from(names))
     return Case("glu", "fuzz", args)
 
 

@@ -1,5 +1,7 @@
 """Kimi-VL by structure: classes with the names of its repository's own code."""
 
+import functools
+
 import pytest
 import torch
 from tiny_models import one_thread  # noqa: F401
@@ -10,7 +12,7 @@ import mmkern
 pytest.importorskip("transformers")
 
 from patch_checks import counts
-from patch_kimi import MoonViTEncoderLayer
+from patch_kimi import Cache, MoonViTEncoderLayer, step_inputs
 from patch_models import build
 
 
@@ -21,7 +23,8 @@ def test_one_packed_attention_call_per_vision_layer(monkeypatch):
     attention = mmkern.attention
     monkeypatch.setattr(mmkern, "attention", lambda *a, **o: calls.append(o) or attention(*a, **o))
     model(**inputs)
-    assert [c["cu_seqlens_q"].tolist() for c in calls] == [[0, 24, 32]] * 2
+    packed = [c["cu_seqlens_q"].tolist() for c in calls if "cu_seqlens_q" in c]
+    assert packed == [[0, 24, 32]] * 2
 
 
 def test_a_text_layer_returns_what_was_asked_for():
@@ -70,6 +73,7 @@ def test_text_layers_recompute_under_checkpoint():
     model, _ = build("kimi_vl")
     mmkern.patch(model)
     x, calls, results = torch.randn(2, 5, 48), [], []
+    step = step_inputs(x)
     for layer in model.language_model.model.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
@@ -77,9 +81,31 @@ def test_text_layers_recompute_under_checkpoint():
         leaf = x.clone().requires_grad_()
         y = leaf
         for layer in model.language_model.model.layers:
-            (y,) = run(layer.__call__, y)
+            (y,) = run(functools.partial(layer, **step), y)
         y.square().sum().backward()
         results.append((len(calls), y.detach(), leaf.grad))
     (once, *plain), (twice, *again) = results
     assert (once, twice) == (2, 4)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_latent_attention_is_one_causal_call_per_layer(monkeypatch):
+    """Of one token and a cache too; another mask goes to scaled_dot_product_attention."""
+    text = build("kimi_vl")[0].language_model.model
+    x, keep = torch.randn(2, 7, 48), torch.ones(2, 7, dtype=torch.bool)
+    keep[1, :3] = False
+
+    def steps():
+        cache = Cache()
+        with torch.inference_mode():
+            outs = [text(part, cache=cache)[0] for part in x.split((5, 1, 1), 1)]
+            return torch.cat(outs, 1), text(x, keep=keep)[0]
+
+    wanted = steps()
+    assert mmkern.patch(text, include=["mla"]).swapped
+    calls, attention = [], mmkern.attention
+    monkeypatch.setattr(mmkern, "attention", lambda *a, **o: calls.append(o) or attention(*a, **o))
+    got = steps()
+    assert [o["causal"] for o in calls] == [True] * 6
+    for found, want in zip(got, wanted, strict=True):
+        torch.testing.assert_close(found, want)

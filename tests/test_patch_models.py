@@ -99,8 +99,8 @@ EXPECTED = {
         "adaln_block": 4, "adaln": 3, "mlp": 1, "attention": 4, "gated_mlp": 4, "rms_norm": 25,
     },
     "kimi_vl": {
-        "patch_embed": 1, "vision_block": 2, "mlp": 2, "projector": 1, "residual_norm": 2,
-        "rms_norm": 7, "gated_mlp": 5,
+        "patch_embed": 1, "vision_block": 2, "mlp": 2, "projector": 1, "mla": 2,
+        "residual_norm": 2, "rms_norm": 7, "gated_mlp": 5,
     },
 }  # fmt: skip
 # float64 has the eager experts alone, which compute their gate by themselves

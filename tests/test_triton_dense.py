@@ -123,7 +123,7 @@ def test_patch_embed(name, size, kernel):
     _guarded(case, BF16, check_gradients)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"])
 def test_mlp(activation):
     """Several blocks in every direction, depths that no block divides."""
     args = {

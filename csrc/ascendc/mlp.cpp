@@ -7,6 +7,7 @@ namespace {
 int32_t activation_of(std::string_view name) {
   if (name == "gelu") return kGelu;
   if (name == "gelu_tanh") return kGeluTanh;
+  if (name == "quick_gelu") return kQuickGelu;
   if (name == "silu") return kSilu;
   return name == "relu" ? kRelu : kNoActivation;
 }

@@ -13,6 +13,7 @@ struct ValueAndSlope {
 
 constexpr float kSqrt2OverPi = 0.797884561f;
 constexpr float kGeluCubic = 0.044715f;
+constexpr float kQuickGelu = 1.702f;
 
 // sigmoid(x) * x without a second rounding: the division comes last. -inf gives NaN, as in eager.
 MMKERN_INLINE vf times_sigmoid(vf x, vf argument) { return x / (1.0f + exp(-argument)); }
@@ -29,6 +30,7 @@ MMKERN_INLINE vf activate(vf x) {
   if constexpr (kActivation == Activation::kGelu) return x * normal_cdf(x);
   if constexpr (kActivation == Activation::kGeluTanh)
     return times_sigmoid(x, gelu_tanh_argument(x));
+  if constexpr (kActivation == Activation::kQuickGelu) return times_sigmoid(x, x * kQuickGelu);
   if constexpr (kActivation == Activation::kRelu) return max(zero(), x);
   if constexpr (kActivation == Activation::kSigmoid) return sigmoid(x);
 }
@@ -49,6 +51,11 @@ MMKERN_INLINE ValueAndSlope differentiate(vf x) {
     const vf argument_slope =
         fma(x * x, set1(6.0f * kSqrt2OverPi * kGeluCubic), set1(2.0f * kSqrt2OverPi));
     return {x * s, fma(x * (s * (1.0f - s)), argument_slope, s)};
+  }
+  if constexpr (kActivation == Activation::kQuickGelu) {
+    const vf argument = x * kQuickGelu;
+    const vf s = sigmoid(argument);
+    return {x * s, s * fma(argument, 1.0f - s, set1(1.0f))};
   }
   if constexpr (kActivation == Activation::kRelu) {
     return {max(zero(), x), select(x > 0.0f, set1(1.0f), zero())};
@@ -133,6 +140,8 @@ void choose_activation(Activation activation, const Args& args, int64_t begin, i
       return choose_stream<T, Activation::kGelu>(args, begin, end);
     case Activation::kGeluTanh:
       return choose_stream<T, Activation::kGeluTanh>(args, begin, end);
+    case Activation::kQuickGelu:
+      return choose_stream<T, Activation::kQuickGelu>(args, begin, end);
     case Activation::kRelu:
       return choose_stream<T, Activation::kRelu>(args, begin, end);
     case Activation::kSigmoid:

@@ -9,7 +9,7 @@ namespace mmkern {
 
 inline constexpr int64_t kGluColumns = 4096;
 
-enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kSigmoid };
+enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kQuickGelu, kRelu, kSigmoid };
 
 struct GluArgs {
   DType dtype;

@@ -41,6 +41,15 @@ struct GeluTanh {
   }
 };
 
+struct QuickGelu {
+  static constexpr float kScale = 1.702f;
+  static MMKERN_MEMBER vf value(vf x) { return x * sigmoid(x * kScale); }
+  static MMKERN_MEMBER vf slope(vf x) {
+    const vf v = x * kScale;
+    return fma(v, sigmoid_slope(v), sigmoid(v));
+  }
+};
+
 struct Silu {
   static MMKERN_MEMBER vf value(vf x) { return x * sigmoid(x); }
   static MMKERN_MEMBER vf slope(vf x) { return fma(x, sigmoid_slope(x), sigmoid(x)); }
@@ -60,6 +69,8 @@ MMKERN_INLINE void with_activation(Activation activation, const Body& body) {
       return body(Gelu{});
     case Activation::kGeluTanh:
       return body(GeluTanh{});
+    case Activation::kQuickGelu:
+      return body(QuickGelu{});
     case Activation::kSilu:
       return body(Silu{});
     case Activation::kRelu:

@@ -8,7 +8,7 @@
 
 namespace mmkern {
 
-enum class Activation : int32_t { kNone, kGelu, kGeluTanh, kSilu, kRelu };
+enum class Activation : int32_t { kNone, kGelu, kGeluTanh, kQuickGelu, kSilu, kRelu };
 enum class RowNorm : int32_t { kNone, kLayer, kRms };
 
 struct MlpProductArgs {

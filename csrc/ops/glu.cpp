@@ -16,9 +16,10 @@ Activation activation_of(std::string_view name) {
   if (name == "silu") return Activation::kSilu;
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "quick_gelu") return Activation::kQuickGelu;
   if (name == "relu") return Activation::kRelu;
   TORCH_CHECK_VALUE(name == "sigmoid", "mmkern::glu: activation is '", name,
-                    "'; wanted 'silu', 'gelu', 'gelu_tanh', 'relu' or 'sigmoid'");
+                    "'; wanted 'silu', 'gelu', 'gelu_tanh', 'quick_gelu', 'relu' or 'sigmoid'");
   return Activation::kSigmoid;
 }
 

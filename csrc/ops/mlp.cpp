@@ -24,6 +24,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 Activation activation_of(std::string_view name) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "quick_gelu") return Activation::kQuickGelu;
   if (name == "silu") return Activation::kSilu;
   TORCH_CHECK_VALUE(name == "relu", "mmkern::mlp: unknown activation '", std::string(name), "'");
   return Activation::kRelu;

@@ -96,6 +96,10 @@ __aicore__ inline void Activate(int32_t activation, LocalTensor<float> x, LocalT
     AscendC::Adds(work, x, 0.0f, count);
     VectorBarrier();
     TimesSigmoid(x, work, count);
+  } else if (activation == kQuickGelu) {
+    AscendC::Muls(work, x, 1.702f, count);
+    VectorBarrier();
+    TimesSigmoid(x, work, count);
   } else if (activation == kGeluTanh) {
     // 2 sqrt(2 / pi) (x + 0.044715 x^3); beyond |x| = 30 its sigmoid is 0 or 1
     AscendC::Mins(work, x, 30.0f, count);

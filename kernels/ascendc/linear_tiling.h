@@ -6,7 +6,7 @@
 
 namespace mmkern {
 
-constexpr int32_t kNoActivation = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kRelu = 4;
+constexpr int32_t kNoActivation = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kRelu = 4, kQuickGelu = 5;
 
 // Tiles of the product: what of a and b lies in L1 twice, in L0A and L0B twice (of b a piece), and
 // in L0C once.

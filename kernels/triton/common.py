@@ -128,6 +128,8 @@ def activation(x, NAME: tl.constexpr):
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif NAME == "gelu_tanh":
         return x * sigmoid(x * (1.5957691216057308 + 0.07135481282553423 * x * x))
+    elif NAME == "quick_gelu":
+        return x * sigmoid(1.702 * x)
     elif NAME == "relu":
         # not tl.maximum: a NaN must stay one
         return tl.where(x < 0.0, 0.0, x)
@@ -148,6 +150,9 @@ def activation_grad(x, NAME: tl.constexpr):
     elif NAME == "gelu_tanh":
         s = sigmoid(x * (1.5957691216057308 + 0.07135481282553423 * x * x))
         return s + x * s * (1.0 - s) * (1.5957691216057308 + 0.2140644384766027 * x * x)
+    elif NAME == "quick_gelu":
+        s = sigmoid(1.702 * x)
+        return s * (1.0 + 1.702 * x * (1.0 - s))
     elif NAME == "relu":
         return tl.where(x > 0.0, 1.0, 0.0)
     else:

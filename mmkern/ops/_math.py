@@ -6,6 +6,7 @@ import torch.nn.functional as F
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
     "relu": F.relu,
     "sigmoid": torch.sigmoid,
@@ -20,6 +21,9 @@ def activation_grad(name, x, grad):
         return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
     if name == "relu":
         return torch.where(x > 0, grad, 0)
+    if name == "quick_gelu":
+        s = torch.sigmoid(1.702 * x)
+        return grad * s * (1 + 1.702 * x * (1 - s))
     s = torch.sigmoid(x)
     if name == "sigmoid":
         return grad * s * (1 - s)

@@ -68,7 +68,8 @@ def glu(gate, up=None, *, activation="silu", gate_first=True):
     Args:
         gate: (..., I); or, with up None, one packed tensor (..., 2 I) of both halves.
         up: (..., I) with the shape and dtype of gate, or None.
-        activation: "silu" (SwiGLU), "gelu", "gelu_tanh" (GeGLU), "relu" or "sigmoid" (GLU).
+        activation: "silu" (SwiGLU), "gelu", "gelu_tanh" (GeGLU), "quick_gelu", "relu" or "sigmoid"
+            (GLU).
         gate_first: which half of the packed tensor is the gate. Hugging Face and Flux2 put it
             first, diffusers' SwiGLU second. Without effect on two tensors.
 

@@ -21,7 +21,7 @@ from mmkern.ops._math import (
 )
 
 NORMS = ("layer", "rms")
-MLP_ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+MLP_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
 
 
 def _normed(x, weight, bias, norm, eps):
@@ -140,7 +140,7 @@ def mlp(
         x: (..., Cin).
         w1, b1: (hidden, merge^2 Cin) and (hidden,) or None, as nn.Linear stores them.
         w2, b2: (Cout, hidden) and (Cout,) or None.
-        activation: "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        activation: "gelu" (erf), "gelu_tanh", "quick_gelu" (CLIP), "silu" or "relu".
         norm: None, "layer" or "rms", over Cin, before the merge. To normalise merged rows, pass
             them merged: ``x.view(-1, 4 * C)`` with merge=1.
         norm_weight, norm_bias: (Cin,) or None.

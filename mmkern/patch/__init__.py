@@ -19,8 +19,8 @@ def patch(model, *, include=None, exclude=None, check=True):
     Parameters, buffers, state_dict keys, class names and hooks stay as they are; what changes is a
     ``forward`` on some module instances, attention processors (diffusers) and the config's
     attention implementation (transformers). Patch before ``torch.compile``, accelerate's
-    ``dispatch_model``, ``fully_shard`` and PEFT; modules that these already hold are left, and the
-    report says so.
+    ``dispatch_model`` and ``fully_shard``; modules that these already hold are left, and the report
+    says so.
 
     Args:
         model: any nn.Module; models of transformers and diffusers, and modules of the same

@@ -353,6 +353,8 @@ def ff_activation(first):
     """mmkern.mlp's name of the first layer's activation, or None."""
     if type(first).__name__ == "GELU":
         return "gelu_tanh" if first.approximate == "tanh" else "gelu"
+    if type(first).__name__ == "ApproximateGELU":
+        return "quick_gelu"
     return activation_name(getattr(first, "activation", None))
 
 

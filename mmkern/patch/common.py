@@ -4,6 +4,7 @@ import functools
 
 from torch import nn
 
+from mmkern.ops.mlp import MLP_ACTIVATIONS
 from mmkern.patch import forwards
 from mmkern.patch.core import Rule, definer, qualified
 
@@ -81,6 +82,12 @@ def _two_layers(path, module):
     return forwards.two_layers(module) is not None and not list(module.parameters(recurse=False))
 
 
+def _refuse_mlp(module):
+    act = forwards.two_layers(module)[1]
+    if forwards.activation_name(act) not in MLP_ACTIVATIONS:
+        return f"its activation {type(act).__name__} is not one of mmkern.mlp's"
+
+
 def _mlp_inputs(specimen, sample):
     return (sample(2, 7, forwards.two_layers(specimen)[0].in_features),), {}
 
@@ -93,7 +100,7 @@ RULES = [
     ),
     _gated_mlp("gate_proj", "up_proj", "down_proj", "act_fn"),
     _gated_mlp("linear_1", "linear_3", "linear_2", "silu"),
-    Rule("mlp", "mlp", _two_layers, forwards.mlp, _mlp_inputs),
+    Rule("mlp", "mlp", _two_layers, forwards.mlp, _mlp_inputs, _refuse_mlp),
     Rule(
         "patch_embed", "patch_embed", _patch_conv, forwards.patch_conv, _conv_inputs, _refuse_conv
     ),

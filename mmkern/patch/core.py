@@ -33,6 +33,7 @@ class Rule:
         inputs: (module, sample) -> (args, kwargs) of a probe; ``sample(*shape)`` is random normal.
         swaps: module -> [(owner, attribute, new value)], where it is not ``forward``.
         stubs: (child, module) pairs that stand in the probe for children it need not run.
+        reads: whether it reads parameters, which it cannot where they are sharded.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Rule:
     refuse: Callable = lambda module: None
     swaps: Callable | None = None
     stubs: tuple = ()
+    reads: bool = True
 
     def changes(self, module):
         if self.swaps is not None:
@@ -133,11 +135,13 @@ def original(module, *args, **kwargs):
 def plain(module, *kinds):
     """Whether a child is what it seems, so that its weights may be read past its forward.
 
-    LoRA and quantised layers are other classes; accelerate's hooks are a forward on the instance.
+    LoRA and quantised layers are other classes; accelerate's hooks and transformers' tensor
+    parallelism are a forward on the instance, maybe over the swapped one.
     """
+    forward = vars(module).get("forward")
     return (
         definer(module) in kinds
-        and ("forward" not in vars(module) or is_swapped(module))
+        and (forward is None or any(note[3] is forward for note in vars(module).get(RECORD, ())))
         and "_hf_hook" not in vars(module)
         and not module._forward_hooks
         and not module._forward_pre_hooks
@@ -186,7 +190,7 @@ def obstacle(rule, module):
         )
     # not imported here: it takes 0.6 s, and where nobody did there is no DTensor
     sharded = sys.modules.get("torch.distributed.tensor")
-    if sharded and any(isinstance(p, sharded.DTensor) for p in module.parameters()):
+    if rule.reads and sharded and any(isinstance(p, sharded.DTensor) for p in module.parameters()):
         return "its parameters are DTensors: patch before fully_shard or parallelize_module"
     if module._compiled_call_impl is not None:
         return "it is compiled: patch before compile()"

@@ -38,7 +38,8 @@ def torch_rms_norm(module, x):
 
 ACTIVATIONS = {
     "SiLU": "silu", "SiLUActivation": "silu", "FP32SiLU": "silu", "GELUActivation": "gelu",
-    "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh", "ReLU": "relu",
+    "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh",
+    "QuickGELUActivation": "quick_gelu", "ReLU": "relu",
 }  # fmt: skip
 
 
@@ -58,13 +59,22 @@ def gated_mlp(names, module, x):
     return down(mmkern.glu(gate(x), up(x), activation=activation_name(act)))
 
 
+ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
+
+
+def _is_activation(module):
+    if isinstance(module, nn.MultiheadAttention):  # which torch keeps among the activations
+        return False
+    return bool(activation_name(module)) or type(module).__module__ in ACTIVATION_MODULES
+
+
 def two_layers(module):
     """(first, activation, second) of a module whose children are these, or None."""
     linears, activations = [], []
     for child in module.children():
         if hasattr(child, "in_features") and hasattr(child, "out_features"):
             linears.append(child)
-        elif activation_name(child):
+        elif _is_activation(child):
             activations.append(child)
         elif not isinstance(child, nn.Dropout):
             return None

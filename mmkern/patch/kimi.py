@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import mmkern
-from mmkern.patch import forwards
+from mmkern.patch import forwards, kimi_mla
 from mmkern.patch.core import Rule, definer, original, plain, qualified
 from mmkern.patch.processors import complex_tables
 from mmkern.patch.transformers import Stub
@@ -109,6 +109,8 @@ RULES = [
         stubs=(("mlp", nn.Identity()),),
     ),
     Rule("projector", "mlp", _children(*PROJECTOR), projector, _projector_inputs),
+    Rule("mla", "rope, attention", kimi_mla.match, kimi_mla.attention, kimi_mla.inputs,
+         kimi_mla.refuse),
     Rule(
         "residual_norm", "rms_norm with residual", _children(*TEXT_LAYER), text_block,
         _text_inputs, _refuse_text, stubs=(("self_attn", Stub(3)), ("mlp", nn.Identity())),

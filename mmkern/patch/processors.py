@@ -197,8 +197,10 @@ class Flux2Parallel(Processor):
     def __call__(self, attn, hidden_states, attention_mask=None, image_rotary_emb=None):
         if self.foreign(attn):
             return self.original(attn, hidden_states, attention_mask, image_rotary_emb)
+        projected = attn.to_qkv_mlp_proj(hidden_states)
         sizes = [attn.inner_dim] * 3 + [attn.mlp_hidden_dim * attn.mlp_mult_factor]
-        *qkv, hidden = attn.to_qkv_mlp_proj(hidden_states).split(sizes, dim=-1)
+        ranks = sum(sizes) // projected.shape[-1]  # of tensor parallelism
+        *qkv, hidden = projected.split([size // ranks for size in sizes], dim=-1)
         q, k, v = (t.unflatten(-1, (-1, attn.head_dim)) for t in qkv)
         q, k = rotated(attn.norm_q, attn.norm_k, q, k, image_rotary_emb)
         out = attend(q, k, v, attention_mask)

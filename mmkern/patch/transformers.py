@@ -232,12 +232,19 @@ def _pretrained(path, module):
 
 
 def _refuse_implementation(module):
+    if not _has_door(module):
+        return "its attention does not go through transformers' interface"
     implementation = module.config._attn_implementation
     if implementation not in ("sdpa", doors.NAME):
         return f"its attn_implementation is {implementation!r}, chosen for what sdpa does not do"
-    if not (module._supports_sdpa or module._supports_attention_backend):
-        return "its attention does not go through transformers' interface"
     return doors.mismatch()
+
+
+def _has_door(module):
+    """Code from a model's repository may say that it supports sdpa, by functions of its own."""
+    if qualified(type(module)).startswith(M):
+        return module._supports_sdpa or module._supports_attention_backend
+    return module._supports_attention_backend
 
 
 def _use_door(module):
@@ -246,7 +253,8 @@ def _use_door(module):
 
 
 RULES = [
-    Rule("attention", "attention", _pretrained, refuse=_refuse_implementation, swaps=_use_door),
+    Rule("attention", "attention", _pretrained, refuse=_refuse_implementation,
+         swaps=_use_door, reads=False),
     *(_projector(*row) for row in PROJECTORS),
     *(
         Rule("vision_attention", "rope + attention, packed", of_class(f"{M}*.{cls}"),
