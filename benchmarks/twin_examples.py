@@ -1,8 +1,9 @@
 """Runs AscendC examples that others wrote on the twin: those of a checkout of CANN's asc-devkit.
 
 Each example's own host code runs, with ACL replaced by tests/twin/acl/acl.h and its launches by
-calls of the twin; the inputs and the verdict come from the example's own scripts. An example runs
-twice, with pipes early and late. Nothing of the checkout is copied into the project.
+calls of the twin; the inputs and the verdict come from the example's own scripts, or its own host
+code. An example runs twice, with pipes early and late. Nothing of the checkout is copied into the
+project.
 """
 
 import argparse
@@ -11,28 +12,29 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = "examples/01_simd_cpp_api"
 FLAGS = ("-std=c++17", "-O1", "-w", "-pthread")
 
-#: folder and scenario (None: it has one) of every example that uses what the twin models
-CHOSEN = [
-    ("00_introduction/01_add/add_tpipe_tque", None),
-    ("00_introduction/02_matrix/matmul_basic_api", None),
-    ("00_introduction/03_fusion_operation/matmul_leakyrelu_basic_api", None),
-    ("03_basic_api/00_data_movement/copy_ub2ub", 1),
-    ("03_basic_api/00_data_movement/copy_ub2ub", 2),
-]
+#: folder: its scenarios (None: it has one) that give their expected output without a finding
+CHOSEN = {
+    "00_introduction/01_add/add_tpipe_tque": (None,),
+    "00_introduction/02_matrix/matmul_basic_api": (None,),
+    "00_introduction/03_fusion_operation/matmul_leakyrelu_basic_api": (None,),
+    "03_basic_api/00_data_movement/copy_ub2ub": (1, 2),
+}
 
 LAUNCH = re.compile(r"([\w:]+)\s*(<[^<>;]*>)?\s*<<<([^,>]+),[^>]*>>>\s*\(([^;]*)\);")
+QUALIFIERS = r'((?:(?:__\w+__(?:\([^)]*\))?|extern "C"|inline)\s+)+)'
 KINDS = {"vector": "kAiv", "cube": "kAic", "AIV_ONLY": "kAiv", "AIC_ONLY": "kAic"}
 
 
 def kind_of(source: str, kernel: str) -> str:
     """The KernelType that a kernel's qualifiers, or the statement in its body, ask for."""
-    head = re.search(rf"__global__([^;{{}}]*?)\bvoid\s+{kernel}\s*\(", source)
+    head = re.search(rf"{QUALIFIERS}void\s+{kernel}\s*\(", source)
     qualifiers = head[1] if head else ""
     if mixed := re.search(r"__mix__\(\s*1\s*,\s*(\d)\s*\)", qualifiers):
         return {"0": "kAic", "1": "kMix11"}.get(mixed[1], "kMix12")
@@ -86,7 +88,30 @@ def step(command: list[str], folder: Path, what: str, **environment: str) -> str
     return done.stdout
 
 
-def run(devkit: Path, name: str, scenario: int | None, root: Path) -> list[str]:
+def compiler(*more: str) -> list[str]:
+    includes = (ROOT / "tests/twin", ROOT / "csrc/ascendc/twin")
+    return [os.environ.get("CXX", "g++"), *FLAGS, *(f"-I{i}" for i in includes), *more]
+
+
+def precompile(root: Path) -> Path:
+    """The twin and its ACL, compiled once for all examples."""
+    header = root / "twin.h"
+    header.write_text('#include "acl/acl.h"\n')
+    step(compiler("-x", "c++-header", str(header), "-o", f"{header}.gch"), root, "the twin")
+    return header
+
+
+def verify(folder: Path, readme: str, scenario: int | None, work: Path, printed: str) -> None:
+    """Raises where neither the example's script nor its host code says that its output is right."""
+    arguments = script_lines(readme, "verify_result.py", scenario)
+    if arguments is not None:
+        script = str(folder / "scripts/verify_result.py")
+        printed = step([sys.executable, script, *arguments], work, "verify")
+    if not re.search(r"\bpass", printed, re.I) or re.search(r"\bfail", printed, re.I):
+        raise RuntimeError(f"no verdict that it passed: {printed.strip()[-100:]}")
+
+
+def run(devkit: Path, name: str, scenario: int | None, root: Path, header: Path) -> list[str]:
     """Runs one example; returns the twin's findings, and raises what went wrong."""
     folder = devkit / EXAMPLES / name
     (source,) = folder.glob("*.asc")
@@ -97,68 +122,63 @@ def run(devkit: Path, name: str, scenario: int | None, root: Path) -> list[str]:
     rewritten = work / "example.cpp"
     rewritten.write_text(on_twin(source.read_text()))
     defines = [] if scenario is None else [f"-DSCENARIO_NUM={scenario}", f"-DSCENARIO={scenario}"]
-    includes = [ROOT / "tests/twin", ROOT / "csrc/ascendc/twin", folder]
-    compiler = os.environ.get("CXX", "g++")
-    step(
-        [
-            compiler,
-            *FLAGS,
-            *defines,
-            *(f"-I{i}" for i in includes),
-            str(rewritten),
-            "-o",
-            "example",
-        ],
-        work,
-        "compile",
-    )
+    build = ["-include", str(header), *defines, f"-I{folder}", str(rewritten), "-o", "example"]
+    step(compiler(*build), work, "compile")
     arguments = script_lines(readme, "gen_data.py", scenario)
     if arguments is not None:
         step([sys.executable, str(folder / "scripts/gen_data.py"), *arguments], work, "gen_data")
     findings = []
     for environment in ({}, {"TWIN_LATE": "1"}):
+        (work / "output/output.bin").unlink(missing_ok=True)
         printed = step(["./example"], work, "run", **environment)
         findings += [line for line in printed.split("\n") if line.startswith("twin: ")]
-        arguments = script_lines(readme, "verify_result.py", scenario)
-        if arguments is None:
-            raise RuntimeError("the example has no script that verifies its output")
-        step([sys.executable, str(folder / "scripts/verify_result.py"), *arguments], work, "verify")
+        verify(folder, readme, scenario, work, printed)
     return findings
+
+
+def tried(devkit: Path, part: str) -> list[tuple[str, int | None]]:
+    """Every example whose folder has `part` in its name, with scenarios 0 to 7 where it has any."""
+    found = []
+    for folder in sorted({p.parent for p in (devkit / EXAMPLES).glob("**/*.asc")}):
+        name = str(folder.relative_to(devkit / EXAMPLES))
+        if part not in name:
+            continue
+        many = "SCENARIO_NUM" in (folder / "CMakeLists.txt").read_text()
+        found += [(name, n) for n in (range(8) if many else (None,))]
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("devkit", nargs="?", help="a checkout of asc-devkit")
-    parser.add_argument("--try-all", action="store_true", help="every example, listed or not")
+    parser.add_argument("--try", dest="part", help="examples with this in their folder's name")
     arguments = parser.parse_args()
     if not arguments.devkit or not (Path(arguments.devkit) / EXAMPLES).is_dir():
         print(f"skipped: no checkout of asc-devkit with {EXAMPLES} was given")
         return 0
     devkit = Path(arguments.devkit).resolve()
-    chosen = CHOSEN
-    if arguments.try_all:
-        folders = sorted({p.parent for p in (devkit / EXAMPLES).glob("0[03]_*/**/*.asc")})
-        chosen = []
-        for folder in folders:
-            name = str(folder.relative_to(devkit / EXAMPLES))
-            many = "SCENARIO_NUM" in (folder / "CMakeLists.txt").read_text()
-            chosen += [(name, n) for n in (range(1, 12) if many else (None,))]
-    passed = 0
-    with tempfile.TemporaryDirectory(prefix="twin_examples_") as root:
-        for name, scenario in chosen:
-            shown = name if scenario is None else f"{name} ({scenario})"
-            try:
-                findings = run(devkit, name, scenario, Path(root))
-            except (RuntimeError, ValueError, OSError, subprocess.TimeoutExpired) as error:
-                print(f"FAILED  {shown}: {error}", flush=True)
-                continue
-            passed += not findings
-            print(
-                f"{'FOUND ' if findings else 'passed'}  {shown}",
-                *findings[:4],
-                sep="\n    ",
-                flush=True,
-            )
+    chosen = [(name, scenario) for name, numbers in CHOSEN.items() for scenario in numbers]
+    if arguments.part is not None:
+        chosen = tried(devkit, arguments.part)
+
+    def one(at: tuple[str, int | None]) -> bool:
+        name, scenario = at
+        shown = name if scenario is None else f"{name} ({scenario})"
+        try:
+            findings = run(devkit, name, scenario, Path(root), header)
+        except (RuntimeError, ValueError, OSError, subprocess.TimeoutExpired) as error:
+            print(f"FAILED  {shown}: {error}", flush=True)
+            return False
+        verdict = "FOUND " if findings else "passed"
+        print("\n    ".join([f"{verdict}  {shown}", *findings[:4]]), flush=True)
+        return not findings
+
+    with (
+        tempfile.TemporaryDirectory(prefix="twin_examples_") as root,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        header = precompile(Path(root))
+        passed = sum(pool.map(one, chosen))
     print(f"{passed} of {len(chosen)} examples gave their expected output without a finding")
     return 0 if passed == len(chosen) else 1
 

@@ -85,7 +85,7 @@ struct Cube {
       LocalTensor<float> row = bias1.template Get<float>();
       DataCopy(row, from, Up(p.n, 16));
       PipeBarrier<PIPE_ALL>();
-      DataCopy(bias2.template Get<float>(), row, DataCopyParams(1, Up(p.n, 16) * 4 / 64 * 2, 0, 0));
+      DataCopy(bias2.template Get<float>(), row, DataCopyParams(1, Up(p.n, 16) * 4 / 64, 0, 0));
     }
     for (int32_t start = 0; start < p.k; start += p.k_step) {
       const int32_t k = p.k - start < p.k_step ? p.k - start : p.k_step;
