@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = "examples/01_simd_cpp_api"
-FLAGS = ("-std=c++17", "-O1", "-w", "-pthread")
+FLAGS = ("-std=c++17", "-O0", "-w", "-pthread")
 
 #: folder: its scenarios (None: it has one) that give their expected output without a finding
 CHOSEN = {
@@ -119,14 +119,14 @@ def run(devkit: Path, name: str, scenario: int | None, root: Path, header: Path)
     work = root / f"{name.replace('/', '_')}_{scenario}"
     for part in ("input", "output"):
         (work / part).mkdir(parents=True)
+    arguments = script_lines(readme, "gen_data.py", scenario)
+    if arguments is not None:
+        step([sys.executable, str(folder / "scripts/gen_data.py"), *arguments], work, "gen_data")
     rewritten = work / "example.cpp"
     rewritten.write_text(on_twin(source.read_text()))
     defines = [] if scenario is None else [f"-DSCENARIO_NUM={scenario}", f"-DSCENARIO={scenario}"]
     build = ["-include", str(header), *defines, f"-I{folder}", str(rewritten), "-o", "example"]
     step(compiler(*build), work, "compile")
-    arguments = script_lines(readme, "gen_data.py", scenario)
-    if arguments is not None:
-        step([sys.executable, str(folder / "scripts/gen_data.py"), *arguments], work, "gen_data")
     findings = []
     for environment in ({}, {"TWIN_LATE": "1"}):
         (work / "output/output.bin").unlink(missing_ok=True)
@@ -136,30 +136,42 @@ def run(devkit: Path, name: str, scenario: int | None, root: Path, header: Path)
     return findings
 
 
-def tried(devkit: Path, part: str) -> list[tuple[str, int | None]]:
-    """Every example whose folder has `part` in its name, with scenarios 0 to 7 where it has any."""
+def scenarios_of(folder: Path) -> list[int | None]:
+    """The numbers in the README's table of options, or None for the only one."""
+    if "SCENARIO_NUM" not in (folder / "CMakeLists.txt").read_text():
+        return [None]
+    row = re.search(r"\| *`?SCENARIO_NUM`? *\|([^|]*)\|", (folder / "README.md").read_text())
+    numbers = sorted({int(n) for n in re.findall(r"\d+", row[1])}) if row else []
+    if len(numbers) == 2:  # from the first to the last
+        return list(range(numbers[0], numbers[1] + 1))
+    return numbers or list(range(8))
+
+
+def tried(devkit: Path, parts: list[str]) -> list[tuple[str, int | None]]:
+    """Every scenario of every example for Atlas A2 that has one of `parts` in its folder's name."""
     found = []
     for folder in sorted({p.parent for p in (devkit / EXAMPLES).glob("**/*.asc")}):
         name = str(folder.relative_to(devkit / EXAMPLES))
-        if part not in name:
-            continue
-        many = "SCENARIO_NUM" in (folder / "CMakeLists.txt").read_text()
-        found += [(name, n) for n in (range(8) if many else (None,))]
+        ours = "Atlas A2" in (folder / "README.md").read_text()
+        if ours and any(part in name for part in parts):
+            found += [(name, scenario) for scenario in scenarios_of(folder)]
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("devkit", nargs="?", help="a checkout of asc-devkit")
-    parser.add_argument("--try", dest="part", help="examples with this in their folder's name")
+    parser.add_argument(
+        "--try", dest="parts", nargs="+", help="examples with one of these in their folder's name"
+    )
     arguments = parser.parse_args()
     if not arguments.devkit or not (Path(arguments.devkit) / EXAMPLES).is_dir():
         print(f"skipped: no checkout of asc-devkit with {EXAMPLES} was given")
         return 0
     devkit = Path(arguments.devkit).resolve()
     chosen = [(name, scenario) for name, numbers in CHOSEN.items() for scenario in numbers]
-    if arguments.part is not None:
-        chosen = tried(devkit, arguments.part)
+    if arguments.parts:
+        chosen = tried(devkit, arguments.parts)
 
     def one(at: tuple[str, int | None]) -> bool:
         name, scenario = at

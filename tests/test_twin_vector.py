@@ -2,112 +2,26 @@
 
 import itertools
 import math
-import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from twin_run import aligned, copied, library
-
-BYTES = 8192
-HALF, FLOAT = np.float16, np.float32
-NAMES = {"half": HALF, "float": FLOAT, "int16_t": np.int16, "int32_t": np.int32}
-
-
-@dataclass(frozen=True)
-class Form:
-    """As in tests/twin/vector.cpp."""
-
-    kind: int = 0
-    count: int = 0
-    repeats: int = 1
-    mask: tuple = (0, 0)
-    block: tuple = (1, 1, 1)
-    repeat: tuple = (8, 8, 8)
-    scalar: float = 0.0
-    mode: int = 0
-    counter: int = 0
-    extra: dict = field(default_factory=dict, compare=False)
-
-    def packed(self) -> bytes:
-        return struct.pack(
-            "<iii4xQQ6ifii4x",
-            self.kind,
-            self.count,
-            self.repeats,
-            *self.mask,
-            *self.block,
-            *self.repeat,
-            self.scalar,
-            self.mode,
-            self.counter,
-        )
-
-
-def lanes(form: Form, widest: int):
-    """(repeat, lane) of every lane that takes part."""
-    per_repeat = 256 // widest
-    if form.kind == 0 or form.counter:
-        for i in range(form.count):
-            yield i // per_repeat, i % per_repeat
-        return
-    for repeat, lane in itertools.product(range(form.repeats), range(per_repeat)):
-        bit = form.mask[lane // 64] >> (lane % 64) & 1
-        if lane < form.mask[0] if form.kind == 1 else bit:
-            yield repeat, lane
-
-
-def place(form: Form, operand: int, size: int, widest: int, repeat: int, lane: int) -> int:
-    """The element that a lane of an operand stands at. Counted forms are contiguous."""
-    if form.kind == 0 and not form.counter:
-        return repeat * (256 // widest) + lane
-    per_block = 32 // size
-    blocks = repeat * form.repeat[operand] + lane // per_block * form.block[operand]
-    return blocks * per_block + lane % per_block
-
-
-def numbers(dtype, seed=0, low=-8.0, high=8.0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    count = BYTES // np.dtype(dtype).itemsize
-    if np.dtype(dtype).kind in "iu":
-        return copied(generator.integers(-90, 90, count).astype(dtype))
-    return copied(generator.uniform(low, high, count).astype(dtype))
-
-
-def run(kernel: str, out_dtype, form: Form, *inputs, old=None, rules=()):
-    out = aligned(BYTES // np.dtype(out_dtype).itemsize, out_dtype)
-    old = numbers(out_dtype, seed=9) if old is None else old
-    arguments = [("out", out), ("in", old), *[("in", x) for x in inputs], form.packed()]
-    report = library("vector").run(kernel, *arguments)
-    assert report.rules <= set(rules), report["lines"]
-    return out
-
-
-STRIDED = (
-    Form(kind=0, count=1),
-    Form(kind=0, count=77),
-    Form(kind=0, count=500),
-    Form(kind=1, mask=(64, 0), repeats=3),
-    Form(kind=1, mask=(37, 0), repeats=4, block=(1, 2, 1), repeat=(8, 16, 4)),
-    Form(kind=1, mask=(50, 0), repeats=3, block=(1, 1, 0), repeat=(8, 8, 1)),
-    Form(kind=1, mask=(64, 0), repeats=5, block=(1, 1, 1), repeat=(8, 8, 0)),
-    Form(kind=2, mask=(0xF0F0_0000_1234_5679, 0), repeats=2, repeat=(9, 8, 10)),
-    Form(kind=2, mask=(1 << 63, 0), repeats=3, block=(2, 1, 1), repeat=(16, 8, 8)),
+from twin_forms import (
+    BYTES,
+    FLOAT,
+    HALF,
+    NAMES,
+    STRIDED,
+    Form,
+    forms,
+    lanes,
+    numbers,
+    place,
+    run,
+    tree,
+    wide,
 )
-HALF_ONLY = (
-    Form(kind=1, mask=(128, 0), repeats=2),
-    Form(kind=1, mask=(100, 0), repeats=3, block=(1, 0, 1), repeat=(8, 1, 8)),
-    Form(kind=2, mask=(0xFF, 0x8000_0000_0000_0001), repeats=2),
-)
-
-
-def forms(size: int):
-    return STRIDED + (HALF_ONLY if size == 2 else ())
-
-
-def wide(values):
-    return values.astype(FLOAT) if values.dtype == HALF else values
-
+from twin_run import copied
 
 BINARY = {
     "Add": lambda a, b, c: a + b,
@@ -118,15 +32,19 @@ BINARY = {
     "Div": lambda a, b, c: a / b,
     "MulAddDst": lambda a, b, c: a * b + c,
     "FusedMulAdd": lambda a, b, c: a * c + b,
+    "FusedMulAddRelu": lambda a, b, c: max(a * c + b, FLOAT(0)),
+    "AddRelu": lambda a, b, c: max(a + b, FLOAT(0)),
+    "SubRelu": lambda a, b, c: max(a - b, FLOAT(0)),
     "And": lambda a, b, c: a & b,
     "Or": lambda a, b, c: a | b,
 }
+FLOATING = ("Div", "MulAddDst", "FusedMulAdd", "FusedMulAddRelu", "AddRelu", "SubRelu")
 BINARY_TYPES = [
     (op, name)
     for op in BINARY
     for name in NAMES
     if (op in ("And", "Or")) == (name == "int16_t" and op in ("And", "Or"))
-    and not (op in ("Div", "MulAddDst", "FusedMulAdd") and name.startswith("int"))
+    and not (op in FLOATING and name.startswith("int"))
 ]
 
 
@@ -161,15 +79,23 @@ SCALAR = {
     "Maxs": lambda a, s: max(a, s),
     "Mins": lambda a, s: min(a, s),
     "LeakyRelu": lambda a, s: a if a >= 0 else a * s,
+    "ShiftLeft": lambda a, s: a << s,
+    "ShiftRight": lambda a, s: a >> s,
 }
 
 
-@pytest.mark.parametrize("op", SCALAR)
-@pytest.mark.parametrize("name", NAMES)
+SCALAR_TYPES = [
+    (op, name)
+    for op in SCALAR
+    for name in NAMES
+    if not (op == "LeakyRelu" and name.startswith("int"))
+    and not (op.startswith("Shift") and not name.startswith("int"))
+]
+
+
+@pytest.mark.parametrize(("op", "name"), SCALAR_TYPES)
 def test_scalar(op, name):
     dtype = NAMES[name]
-    if op == "LeakyRelu" and name.startswith("int"):
-        pytest.skip("LeakyRelu takes floating types")
     size = np.dtype(dtype).itemsize
     a = numbers(dtype, 1)
     for form in forms(size):
@@ -181,6 +107,23 @@ def test_scalar(op, name):
             d, i = (place(form, o, size, size, repeat, lane) for o in range(2))
             want[d] = SCALAR[op](wide(a[i : i + 1])[0], scalar)
         assert run(f"{op}_{name}", dtype, form, a, old=old).tobytes() == want.tobytes(), form
+
+
+@pytest.mark.parametrize(
+    ("to", "source"), [("half", "half"), ("float", "float"), ("float", "half")]
+)
+def test_axpy_adds_to_what_is_there(to, source):
+    dtype, size = NAMES[to], max(np.dtype(NAMES[t]).itemsize for t in (to, source))
+    a, kernel = numbers(NAMES[source], 1), f"Axpy_{to}" + ("" if to == source else f"_{source}")
+    for form in STRIDED if to == source else STRIDED[:3]:
+        form = replace(form, scalar=1.75)
+        old = numbers(dtype, seed=9)
+        want = old.copy()
+        for repeat, lane in lanes(form, size):
+            d = place(form, 0, np.dtype(dtype).itemsize, size, repeat, lane)
+            i = place(form, 1, a.itemsize, size, repeat, lane)
+            want[d] = wide(a[i : i + 1])[0] * FLOAT(1.75) + wide(old)[d]
+        assert run(kernel, dtype, form, a, old=old).tobytes() == want.tobytes(), form
 
 
 UNARY = {"Exp": np.exp, "Ln": np.log, "Sqrt": np.sqrt, "Abs": np.abs}
@@ -342,14 +285,6 @@ def test_cast_with_a_mask_counts_lanes_of_the_wider_type():
 # ---- reductions ----
 
 
-def tree(values: list, dtype):
-    """Neighbours first, rounded at each step; a missing partner counts as zero."""
-    while len(values) > 1:
-        pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
-        values = [dtype(sum(FLOAT(v) for v in pair)) for pair in pairs]
-    return values[0]
-
-
 def reduced(kind: str, values: list, dtype):
     return {"Sum": lambda: tree(values, dtype), "Max": lambda: max(values)}.get(
         kind, lambda: min(values)
@@ -392,7 +327,17 @@ def test_whole_reduce(kind, name):
 
 
 @pytest.mark.parametrize("name", ["half", "float"])
-@pytest.mark.parametrize("kind", ["BlockReduceSum", "BlockReduceMax", "PairReduceSum"])
+def test_repeat_reduce_sum_is_whole_reduce_sum(name):
+    x = numbers(NAMES[name], 1)
+    for form in REDUCE_FORMS:
+        results = [run(f"{op}ReduceSum_{name}", NAMES[name], form, x) for op in ("Repeat", "Whole")]
+        assert results[0].tobytes() == results[1].tobytes()
+
+
+@pytest.mark.parametrize("name", ["half", "float"])
+@pytest.mark.parametrize(
+    "kind", ["BlockReduceSum", "BlockReduceMax", "BlockReduceMin", "PairReduceSum"]
+)
 def test_group_reduce(kind, name):
     dtype = NAMES[name]
     size = np.dtype(dtype).itemsize

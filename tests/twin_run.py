@@ -32,6 +32,7 @@ class _Options(ctypes.Structure):
         ("lazy", ctypes.c_int32),
         ("order", ctypes.c_uint32),
         ("auto_sync", ctypes.c_int32),
+        ("instruction_limit", ctypes.c_uint32),
     )
 
 
@@ -71,7 +72,17 @@ class Library:
         self._library.ascendc_twin_run.restype = ctypes.c_void_p
         self._library.ascendc_twin_free.argtypes = (ctypes.c_void_p,)
 
-    def run(self, kernel: str, *arguments, type="aiv", blocks=1, lazy=False, order=0, auto=True):
+    def run(
+        self,
+        kernel: str,
+        *arguments,
+        type="aiv",
+        blocks=1,
+        lazy=False,
+        order=0,
+        auto=True,
+        limit=0,
+    ):
         """Arguments are (role, array), None for a null pointer, or bytes for a value."""
         given = (_Argument * len(arguments))()
         keep = []
@@ -87,7 +98,7 @@ class Library:
                 role, array = argument
                 assert array.flags.c_contiguous
                 given[at] = _Argument(array.ctypes.data, array.nbytes, ROLES[role], name)
-        options = _Options(TYPES[type], blocks, lazy, order, auto)
+        options = _Options(TYPES[type], blocks, lazy, order, auto, limit)
         pointer = self._library.ascendc_twin_run(
             kernel.encode(), ctypes.byref(options), given, len(arguments)
         )
