@@ -132,7 +132,10 @@ def run(devkit: Path, name: str, scenario: int | None, root: Path, header: Path)
         (work / "output/output.bin").unlink(missing_ok=True)
         printed = step(["./example"], work, "run", **environment)
         findings += [line for line in printed.split("\n") if line.startswith("twin: ")]
-        verify(folder, readme, scenario, work, printed)
+        try:
+            verify(folder, readme, scenario, work, printed)
+        except RuntimeError as error:
+            raise RuntimeError("\n    ".join([str(error), *findings[:4]])) from None
     return findings
 
 

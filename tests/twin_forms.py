@@ -75,13 +75,17 @@ def numbers(dtype, seed=0, low=-8.0, high=8.0) -> np.ndarray:
 def run(
     kernel: str, out_dtype, form: Form, *inputs, old=None, rules=(), source="vector"
 ) -> np.ndarray:
-    """What a kernel of tests/twin/SOURCE.cpp leaves in its target, which held `old`."""
-    out = aligned(BYTES // np.dtype(out_dtype).itemsize, out_dtype)
+    """What a kernel of tests/twin/SOURCE.cpp leaves in its target, which held `old`, late or not."""
     old = numbers(out_dtype, seed=9) if old is None else old
-    arguments = [("out", out), ("in", old), *[("in", x) for x in inputs], form.packed()]
-    report = library(source).run(kernel, *arguments)
-    assert report.rules <= set(rules), report["lines"]
-    return out
+    results = []
+    for lazy in (False, True):
+        out = aligned(BYTES // np.dtype(out_dtype).itemsize, out_dtype)
+        arguments = [("out", out), ("in", old), *[("in", x) for x in inputs], form.packed()]
+        report = library(source).run(kernel, *arguments, lazy=lazy)
+        assert report.rules <= set(rules), report["lines"]
+        results.append(out)
+    assert results[0].tobytes() == results[1].tobytes()
+    return results[0]
 
 
 STRIDED = (

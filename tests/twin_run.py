@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -36,24 +37,38 @@ class _Options(ctypes.Structure):
     )
 
 
+_once = threading.Lock()
+
+
 @cache
 def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="ascendc_twin_")
 
 
-def _compile(source: Path, target: Path, flags: tuple[str, ...]) -> Path:
+def _compile(source: Path, target: Path, *flags: str) -> Path:
     command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O0", "-fPIC", "-pthread", "-w"]
-    command += [*flags, f"-I{TWIN}", str(source), "-o", str(target)]
+    command += [f"-I{TWIN}", *flags, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{source} does not compile:\n{done.stderr[-4000:]}")
     return target
 
 
-def compiled(source: Path, *flags: str, name: str = "") -> Path:
+def _twin() -> Path:
+    """The twin's headers, compiled once for all libraries of this process."""
+    with _once:
+        header = Path(_folder().name) / "twin.h"
+        if not header.exists():
+            header.write_text('#include "export.h"\n')
+            _compile(header, Path(f"{header}.gch"), "-x", "c++-header")
+    return header
+
+
+def compiled(source: Path) -> Path:
     """Compiles one file to a shared library and returns its path; raises what g++ said."""
-    target = Path(_folder().name) / f"{name or source.stem}.so"
-    return _compile(source, target, ("-shared", *flags))
+    header = _twin()
+    target = header.with_name(f"{source.stem}.so")
+    return _compile(source, target, "-shared", "-include", str(header))
 
 
 class Report(dict):

@@ -1,15 +1,16 @@
-// Instructions that put elements elsewhere: sorting, gathering, transposing, choosing by a register;
-// and reductions by the names of CANN 9.
+// Instructions that put elements elsewhere: sorting, gathering, transposing, choosing by a
+// register; and reductions by the names of CANN 9.
 #include "frame.h"
 
 using namespace AscendC;
 
-#define KERNEL(ID, D, A, B, ...)                                                                  \
-  extern "C" __global__ __aicore__ void ID(GM_ADDR to, GM_ADDR old, GM_ADDR x, GM_ADDR y, Form f) { \
-    Frame<D, A, B> m(to, old, x, y);                                                              \
-    __VA_ARGS__;                                                                                  \
-    m.Store();                                                                                    \
-  }                                                                                               \
+#define KERNEL(ID, D, A, B, ...)                                                          \
+  extern "C" __global__ __aicore__ void ID(GM_ADDR to, GM_ADDR old, GM_ADDR x, GM_ADDR y, \
+                                           Form f) {                                      \
+    Frame<D, A, B> m(to, old, x, y);                                                      \
+    __VA_ARGS__;                                                                          \
+    m.Store();                                                                            \
+  }                                                                                       \
   ASCENDC_TWIN_KERNEL(ID)
 
 // ---- sorting ----
@@ -84,13 +85,13 @@ KERNEL(rows_float, float, float, float, (Rows<float, false>(m.dst, m.a, f)))
 KERNEL(rows_by_address, half, half, half, (Rows<half, true>(m.dst, m.a, f)))
 
 // ---- the register of comparisons ----
-#define REGISTER(T)                                                                          \
-  KERNEL(compare_register_##T, uint8_t, T, T,                                                \
-         Compare(m.a, m.b, static_cast<CMPMODE>(f.mode), f.mask[0],                          \
-                 BinaryRepeatParams(1, f.block[1], f.block[2], 8, 8, 8));                    \
-         GetCmpMask(m.dst))                                                                  \
-  KERNEL(select_register_##T, T, T, T, SetCmpMask(m.b); SetVectorMask<T>(256 / sizeof(T));   \
-         Select(m.dst, m.a, m.dst, f.repeats,                                                \
+#define REGISTER(T)                                                                        \
+  KERNEL(compare_register_##T, uint8_t, T, T,                                              \
+         Compare(m.a, m.b, static_cast<CMPMODE>(f.mode), f.mask[0],                        \
+                 BinaryRepeatParams(1, f.block[1], f.block[2], 8, 8, 8));                  \
+         GetCmpMask(m.dst))                                                                \
+  KERNEL(select_register_##T, T, T, T, SetCmpMask(m.b); SetVectorMask<T>(256 / sizeof(T)); \
+         Select(m.dst, m.a, m.dst, f.repeats,                                              \
                 BinaryRepeatParams(1, 1, 1, f.repeat[0], f.repeat[1], f.repeat[2])))
 REGISTER(half)
 REGISTER(float)
@@ -100,9 +101,9 @@ KERNEL(compares, uint8_t, float, float,
 
 // ---- int4b_t, and Copy in counter mode ----
 KERNEL(narrow_int4, uint8_t, half, half,
-       if (f.kind) Cast(m.dst.ReinterpretCast<int4b_t>(), m.a, static_cast<RoundMode>(f.mode),
-                        f.mask[0], f.repeats,
-                        UnaryRepeatParams(f.block[0], f.block[1], f.repeat[0], f.repeat[1]));
+       if (f.kind)
+           Cast(m.dst.ReinterpretCast<int4b_t>(), m.a, static_cast<RoundMode>(f.mode), f.mask[0],
+                f.repeats, UnaryRepeatParams(f.block[0], f.block[1], f.repeat[0], f.repeat[1]));
        else Cast(m.dst.ReinterpretCast<int4b_t>(), m.a, static_cast<RoundMode>(f.mode), f.count))
 KERNEL(widen_int4, half, uint8_t, uint8_t,
        Cast(m.dst, m.a.ReinterpretCast<int4b_t>(), RoundMode::CAST_NONE, f.count))
@@ -134,36 +135,38 @@ __aicore__ inline void ReduceAny(const LocalTensor<T>& dst, const LocalTensor<T>
   if (f.mode == 1) Reduce<ReduceType::MAX>(dst, x, f, what);
   if (f.mode == 2) Reduce<ReduceType::MIN>(dst, x, f, what);
 }
-#define REDUCTIONS(T)                                         \
-  KERNEL(blocks_##T, T, T, T, ReduceAny(m.dst, m.a, f, 0))    \
-  KERNEL(pairs_##T, T, T, T, ReduceAny(m.dst, m.a, f, 1))     \
-  KERNEL(repeats_##T, T, T, T, ReduceAny(m.dst, m.a, f, 2))   \
-  KERNEL(sum_##T, T, T, T,                                    \
-         ReduceSum(m.dst, m.a, m.b, int32_t(f.mask[0]), f.repeats, f.repeat[1]))       \
-  KERNEL(max_##T, T, T, T,                                    \
-         ReduceMax(m.dst, m.a, m.b, int32_t(f.mask[0]), f.repeats, f.repeat[1], true)) \
-  KERNEL(min_by_bits_##T, T, T, T,                            \
-         ReduceMin(m.dst, m.a, m.b, f.mask, f.repeats, f.repeat[1], true))
+#define REDUCTIONS(T)                                                                              \
+  KERNEL(blocks_##T, T, T, T, ReduceAny(m.dst, m.a, f, 0))                                         \
+  KERNEL(pairs_##T, T, T, T, ReduceAny(m.dst, m.a, f, 1))                                          \
+  KERNEL(repeats_##T, T, T, T, ReduceAny(m.dst, m.a, f, 2))                                        \
+  KERNEL(sum_##T, T, T, T, ReduceSum(m.dst, m.a, m.b, int32_t(f.mask[0]), f.repeats, f.repeat[1])) \
+  KERNEL(max_##T, T, T, T,                                                                         \
+         ReduceMax(m.dst, m.a, m.b, int32_t(f.mask[0]), f.repeats, f.repeat[1], true))             \
+  KERNEL(min_by_bits_##T, T, T, T, ReduceMin(m.dst, m.a, m.b, f.mask, f.repeats, f.repeat[1], true))
 REDUCTIONS(half)
 REDUCTIONS(float)
 
 // What the registers hold after a reduction: the sum twice, then value and index twice.
-KERNEL(registers, float, float, float, ReduceSum(m.b, m.a, m.b[64], f.count);
-       float values[6]; values[0] = GetAccVal<float>(); values[1] = GetReduceRepeatSumSpr<float>();
-       WholeReduceMax(m.b, m.a, 64, 1, 1, 1, 8);
-       GetReduceMaxMinCount(values[2], values[3]); GetReduceRepeatMaxMinSpr(values[4], values[5]);
-       PipeBarrier<PIPE_ALL>(); for (int i = 0; i < 6; ++i) m.dst.SetValue(i, values[i]))
+KERNEL(registers, float, float, float, ReduceSum(m.b, m.a, m.b[64], f.count); float values[6];
+       values[0] = GetAccVal<float>(); values[1] = GetReduceRepeatSumSpr<float>();
+       WholeReduceMax(m.b, m.a, 64, 1, 1, 1, 8); GetReduceMaxMinCount(values[2], values[3]);
+       GetReduceRepeatMaxMinSpr(values[4], values[5]); PipeBarrier<PIPE_ALL>();
+       for (int i = 0; i < 6; ++i) m.dst.SetValue(i, values[i]))
 
 // ---- copies of slices, and padding by a register ----
-KERNEL(slice_in, float, float, float, GlobalTensor<float> from; from.SetGlobalBuffer((__gm__ float*)x);
-       SliceInfo source[] = {{uint32_t(f.block[0]), uint32_t(f.block[1]), uint32_t(f.block[2]), 1, 48},
-                             {uint32_t(f.repeat[0]), uint32_t(f.repeat[1]), uint32_t(f.repeat[2]), 1, 9}};
+KERNEL(slice_in, float, float, float, GlobalTensor<float> from;
+       from.SetGlobalBuffer((__gm__ float*)x);
+       SliceInfo source[] = {{uint32_t(f.block[0]), uint32_t(f.block[1]), uint32_t(f.block[2]), 1,
+                              48},
+                             {uint32_t(f.repeat[0]), uint32_t(f.repeat[1]), uint32_t(f.repeat[2]),
+                              1, 9}};
        SliceInfo target[] = {{0, uint32_t(f.count) - 1, 0, 1, uint32_t(f.count)},
                              {0, uint32_t(f.repeats) - 1, 0, 1, uint32_t(f.repeats)}};
        DataCopy(m.dst, from, target, source, 2))
 KERNEL(slice_out, float, float, float, DataCopy(m.out, m.dst, kBytes / 4); PipeBarrier<PIPE_ALL>();
        SliceInfo source[] = {{0, uint32_t(f.count) - 1, 0, 1, uint32_t(f.count)}};
-       SliceInfo target[] = {{uint32_t(f.block[0]), uint32_t(f.block[1]), uint32_t(f.block[2]), 1, 256}};
+       SliceInfo target[] = {{uint32_t(f.block[0]), uint32_t(f.block[1]), uint32_t(f.block[2]), 1,
+                              256}};
        DataCopy(m.out, m.dst, target, source, 1); PipeBarrier<PIPE_ALL>();
        DataCopy(m.dst, m.out, kBytes / 4))
 KERNEL(pad_by_register, float, float, float, GlobalTensor<float> from;

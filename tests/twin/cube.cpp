@@ -34,8 +34,8 @@ struct Cube {
   __aicore__ void Load(const LocalTensor<In>& to, GM_ADDR x, int32_t rows, int32_t columns) {
     GlobalTensor<In> from;
     from.SetGlobalBuffer((__gm__ In*)x);
-    Fill(to, InitConstValueParams<In>(1, Up(rows, 16) * Up(columns, kC0) * sizeof(In) / 32,
-                                                0, In(0)));
+    Fill(to,
+         InitConstValueParams<In>(1, Up(rows, 16) * Up(columns, kC0) * sizeof(In) / 32, 0, In(0)));
     PipeBarrier<PIPE_ALL>();
     DataCopy(to, from, Nd2NzParams(1, rows, columns, 0, columns, Up(rows, 16), 1, 0));
   }

@@ -106,33 +106,33 @@ CAST(int8_t, half)
 CAST(uint8_t, half)
 CAST(half, int8_t)
 
-#define REDUCTIONS(T)                                                                          \
-  REDUCE(WholeReduceSum, WholeReduceSum, T,                                                    \
-         WholeReduceSum<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1], \
-                           f.repeat[1]))                                                       \
-  REDUCE(WholeReduceMax, WholeReduceMax, T,                                                    \
-         WholeReduceMax<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1], \
-                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                     \
-  REDUCE(WholeReduceMin, WholeReduceMin, T,                                                    \
-         WholeReduceMin<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1], \
-                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                     \
-  REDUCE(BlockReduceSum, BlockReduceSum, T,                                                    \
-         BlockReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1], \
-                           f.repeat[1]))                                                       \
-  REDUCE(BlockReduceMax, BlockReduceMax, T,                                                    \
-         BlockReduceMax<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1], \
-                           f.repeat[1]))                                                       \
-  REDUCE(BlockReduceMin, BlockReduceMin, T,                                                    \
-         BlockReduceMin<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1], \
-                           f.repeat[1]))                                                       \
-  REDUCE(RepeatReduceSum, RepeatReduceSum, T,                                                  \
-         RepeatReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), 0, f.block[1],          \
-                            f.repeat[0], f.repeat[1]))                                         \
-  REDUCE(PairReduceSum, PairReduceSum, T,                                                      \
-         PairReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],  \
-                          f.repeat[1]))                                                        \
-  REDUCE(ReduceSum, ReduceSum, T, ReduceSum<T>(m.dst, m.a, m.b, f.count))                      \
-  REDUCE(ReduceMax, ReduceMax, T, ReduceMax<T>(m.dst, m.a, m.b, f.count, f.mode == 1))         \
+#define REDUCTIONS(T)                                                                              \
+  REDUCE(WholeReduceSum, WholeReduceSum, T,                                                        \
+         WholeReduceSum<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(WholeReduceMax, WholeReduceMax, T,                                                        \
+         WholeReduceMax<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1],     \
+                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                         \
+  REDUCE(WholeReduceMin, WholeReduceMin, T,                                                        \
+         WholeReduceMin<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1],     \
+                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                         \
+  REDUCE(BlockReduceSum, BlockReduceSum, T,                                                        \
+         BlockReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(BlockReduceMax, BlockReduceMax, T,                                                        \
+         BlockReduceMax<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(BlockReduceMin, BlockReduceMin, T,                                                        \
+         BlockReduceMin<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(RepeatReduceSum, RepeatReduceSum, T,                                                      \
+         RepeatReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), 0, f.block[1], f.repeat[0], \
+                            f.repeat[1]))                                                          \
+  REDUCE(PairReduceSum, PairReduceSum, T,                                                          \
+         PairReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],      \
+                          f.repeat[1]))                                                            \
+  REDUCE(ReduceSum, ReduceSum, T, ReduceSum<T>(m.dst, m.a, m.b, f.count))                          \
+  REDUCE(ReduceMax, ReduceMax, T, ReduceMax<T>(m.dst, m.a, m.b, f.count, f.mode == 1))             \
   REDUCE(ReduceMin, ReduceMin, T, ReduceMin<T>(m.dst, m.a, m.b, f.count, f.mode == 1))
 
 REDUCTIONS(half)

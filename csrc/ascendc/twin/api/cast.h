@@ -147,8 +147,7 @@ inline void WidenInt4(Instruction& instruction, const Lanes& lanes, const Vector
                       const VectorOperand& src) {
   RunInt4(instruction, lanes, src, dst, false, [=](uint32_t r, uint32_t pair) {
     const uint8_t both = src.Load<uint8_t>(r, pair);
-    for (uint32_t i = 0; i < 2; ++i)
-      dst.Store<half>(r, 2 * pair + i, half(SignedNibble(both, i)));
+    for (uint32_t i = 0; i < 2; ++i) dst.Store<half>(r, 2 * pair + i, half(SignedNibble(both, i)));
   });
 }
 

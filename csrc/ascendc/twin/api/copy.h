@@ -148,7 +148,9 @@ void CopyLocal(const char* call, Loc loc, const LocalTensor<T>& dst, const Local
   }
   const bool widen = !std::is_same<T, U>::value;
   const Operand to = Use(instruction, dst, "dst", {Hardware::UB, Hardware::BIAS, Hardware::FIXBUF},
-                         pipe == kMte1 ? 64 : pipe == kFix ? 128 : 32);
+                         pipe == kMte1  ? 64
+                         : pipe == kFix ? 128
+                                        : 32);
   const Operand from = Use(instruction, src, "src", {Hardware::UB, Hardware::L1});
   const uint64_t elements = bursts.length / sizeof(U);
   for (uint32_t i = 0; i < bursts.count; ++i) {

@@ -76,8 +76,8 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
   const uint64_t dst_step = row + params.dstStride * uint64_t(kBlock);
   const uint64_t src_step = params.blockLen + uint64_t(params.srcStride);
   // What lies beyond the asked-for padding holds the row's first element when no padding was asked
-  // for, and nothing that one may read otherwise. Padding that was asked for without isPad takes the
-  // value of SetPadValue.
+  // for, and nothing that one may read otherwise. Padding that was asked for without isPad takes
+  // the value of SetPadValue.
   const bool filled = left == 0 && pad.rightPadding == 0;
   const bool padded = pad.isPad || instruction.core->pad_value_set;
   for (uint32_t i = 0; i < params.blockCount; ++i) {

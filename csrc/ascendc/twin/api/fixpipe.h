@@ -88,12 +88,11 @@ void RunFixpipe(Instruction& instruction, const To& to, const LocalTensor<U>& sr
               (matrix * uint64_t(params.srcNdStride) * 256 +
                column / 16 * uint64_t(params.srcStride) * 16 + row * 16 + column % 16) *
               sizeof(U);
-          const uint64_t out =
-              nd ? (matrix * uint64_t(params.dstNdStride) + row * uint64_t(params.dstStride) +
-                    column) *
-                       sizeof(T)
-                 : column / out_width * uint64_t(params.dstStride) * kBlock +
-                       (row * out_width + column % out_width) * sizeof(T);
+          const uint64_t out = nd ? (matrix * uint64_t(params.dstNdStride) +
+                                     row * uint64_t(params.dstStride) + column) *
+                                        sizeof(T)
+                                  : column / out_width * uint64_t(params.dstStride) * kBlock +
+                                        (row * out_width + column % out_width) * sizeof(T);
           f(out, in, column, std::min<uint32_t>(width, params.nSize - column));
         }
   };

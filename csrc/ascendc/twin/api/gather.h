@@ -31,9 +31,13 @@ struct GatherRepeatParams {
 
 namespace ascendc_twin {
 
-// Runs what V has been given, so that the data which an instruction's accesses depend on is there.
+// Runs what V has been given or has waited for, so that the data which an instruction's accesses
+// depend on is there.
 inline void Settle(const Instruction& instruction) {
   Core* core = instruction.core;
+  Clock known = core->pipes[kV].clock;
+  Join(known, core->pipes[kS].clock);
+  ForceAll(core->launch, known);
   Force(core->launch, core->Thread(kV), core->pipes[kV].issued);
 }
 

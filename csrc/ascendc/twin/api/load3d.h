@@ -48,7 +48,8 @@ struct Window {
 };
 
 template <typename T>
-bool CheckWindow(Instruction& instruction, const AscendC::LoadData3DParamsV2<T>& p, Window& window) {
+bool CheckWindow(Instruction& instruction, const AscendC::LoadData3DParamsV2<T>& p,
+                 Window& window) {
   const uint32_t taps_w = (p.filterW - 1) * p.dilationFilterW + 1;
   const uint32_t taps_h = (p.filterH - 1) * p.dilationFilterH + 1;
   const bool padded = p.padList[0] || p.padList[1] || p.padList[2] || p.padList[3];
@@ -57,8 +58,8 @@ bool CheckWindow(Instruction& instruction, const AscendC::LoadData3DParamsV2<T>&
     return false;
   }
   constexpr uint32_t c0 = kBlock / sizeof(T);
-  if (p.strideW == 0 || p.strideH == 0 || p.l1W < taps_w || p.l1H < taps_h ||
-      p.channelSize % c0 || p.kStartPt % c0 || p.mStartPt % 16) {
+  if (p.strideW == 0 || p.strideH == 0 || p.l1W < taps_w || p.l1H < taps_h || p.channelSize % c0 ||
+      p.kStartPt % c0 || p.mStartPt % 16) {
     instruction.Refuse("field-range", "the window does not fit its feature map");
     return false;
   }
@@ -69,8 +70,16 @@ bool CheckWindow(Instruction& instruction, const AscendC::LoadData3DParamsV2<T>&
     instruction.Refuse("field-range", "the extensions pass the unfolded matrix");
     return false;
   }
-  window = {c0,        p.l1W,     p.l1H,     p.filterW,         p.filterH,
-            p.strideW, p.strideH, p.dilationFilterW, p.dilationFilterH, out_w};
+  window = {c0,
+            p.l1W,
+            p.l1H,
+            p.filterW,
+            p.filterH,
+            p.strideW,
+            p.strideH,
+            p.dilationFilterW,
+            p.dilationFilterH,
+            out_w};
   return true;
 }
 

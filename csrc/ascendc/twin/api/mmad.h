@@ -61,8 +61,7 @@ inline uint32_t Up16(uint32_t x) { return (x + 15) / 16; }
 
 template <typename C, typename A, typename B>
 void RunMmad(Instruction& instruction, const LocalTensor<C>& dst, const LocalTensor<A>& fm,
-             const LocalTensor<B>& filter, const Operand* bias,
-             const AscendC::MmadParams& p) {
+             const LocalTensor<B>& filter, const Operand* bias, const AscendC::MmadParams& p) {
   using S = std::conditional_t<std::is_same<C, float>::value, float, int32_t>;
   if (CubeDepth<C, A, B>() == 0) {
     instruction.Refuse("dtype", "Atlas A2 has no Mmad of these types");

@@ -100,5 +100,4 @@ class TPipe {
   int buffers_ = 0;
 };
 
-
 }  // namespace AscendC

@@ -253,9 +253,9 @@ void PairReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const i
   void NAME(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,           \
             const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,   \
             const int32_t srcRepStride, Loc loc = Loc::Here()) {                                \
-    ascendc_twin::ReduceGroups<T, uint64_t>(                                                    \
-        #NAME, loc, type, dst, src, static_cast<uint64_t>(mask), isSetMask, repeatTime,         \
-        dstRepStride, srcBlkStride, srcRepStride, GROUP);                                       \
+    ascendc_twin::ReduceGroups<T, uint64_t>(#NAME, loc, type, dst, src,                         \
+                                            static_cast<uint64_t>(mask), isSetMask, repeatTime, \
+                                            dstRepStride, srcBlkStride, srcRepStride, GROUP);   \
   }                                                                                             \
   template <ReduceType type, typename T, typename U, bool isSetMask = true>                     \
   void NAME(const LocalTensor<T>& dst, const LocalTensor<U>& src, const uint64_t mask[],        \
@@ -284,8 +284,8 @@ void ReduceRepeat(const LocalTensor<T>& dst, const LocalTensor<U>& src, const ui
                   const int32_t srcRepStride, ReduceOrder order = ReduceOrder::ORDER_VALUE_INDEX,
                   Loc loc = Loc::Here()) {
   ascendc_twin::ReduceRepeats<T, const uint64_t*>("ReduceRepeat", loc, type, dst, src, mask,
-                                                  isSetMask, repeatTime, dstRepStride,
-                                                  srcBlkStride, srcRepStride, order);
+                                                  isSetMask, repeatTime, dstRepStride, srcBlkStride,
+                                                  srcRepStride, order);
 }
 
 }  // namespace AscendC

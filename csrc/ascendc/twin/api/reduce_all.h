@@ -93,21 +93,21 @@ void ReduceAll(const char* call, Loc loc, ReduceType type, const LocalTensor<T>&
 
 namespace AscendC {
 
-#define ASCENDC_TWIN_REDUCE(NAME, TYPE)                                                         \
-  template <typename T>                                                                         \
-  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src,                               \
+#define ASCENDC_TWIN_REDUCE(NAME, TYPE)                                                          \
+  template <typename T>                                                                          \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src,                                \
             const LocalTensor<T>& sharedTmpBuffer, const int32_t mask, const int32_t repeatTime, \
-            const int32_t srcRepStride, bool calIndex = false, Loc loc = Loc::Here()) {         \
-    ascendc_twin::ReduceAll(#NAME, loc, ReduceType::TYPE, dst, src, sharedTmpBuffer,            \
-                            static_cast<uint64_t>(mask), repeatTime, srcRepStride, calIndex);   \
-  }                                                                                             \
-  template <typename T>                                                                         \
-  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src,                               \
-            const LocalTensor<T>& sharedTmpBuffer, const uint64_t mask[],                       \
-            const int32_t repeatTime, const int32_t srcRepStride, bool calIndex = false,        \
-            Loc loc = Loc::Here()) {                                                            \
-    ascendc_twin::ReduceAll(#NAME, loc, ReduceType::TYPE, dst, src, sharedTmpBuffer, mask,      \
-                            repeatTime, srcRepStride, calIndex);                                \
+            const int32_t srcRepStride, bool calIndex = false, Loc loc = Loc::Here()) {          \
+    ascendc_twin::ReduceAll(#NAME, loc, ReduceType::TYPE, dst, src, sharedTmpBuffer,             \
+                            static_cast<uint64_t>(mask), repeatTime, srcRepStride, calIndex);    \
+  }                                                                                              \
+  template <typename T>                                                                          \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src,                                \
+            const LocalTensor<T>& sharedTmpBuffer, const uint64_t mask[],                        \
+            const int32_t repeatTime, const int32_t srcRepStride, bool calIndex = false,         \
+            Loc loc = Loc::Here()) {                                                             \
+    ascendc_twin::ReduceAll(#NAME, loc, ReduceType::TYPE, dst, src, sharedTmpBuffer, mask,       \
+                            repeatTime, srcRepStride, calIndex);                                 \
   }
 ASCENDC_TWIN_REDUCE(ReduceMax, MAX)
 ASCENDC_TWIN_REDUCE(ReduceMin, MIN)

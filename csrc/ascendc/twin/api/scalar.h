@@ -66,8 +66,7 @@ void WriteGmByPassDCache(T* addr, T value, Loc loc = Loc::Here()) {
   if (!instruction.runnable) return;
   std::memset(to.space->valid.data() + to.offset, 1, sizeof(T));
   ++to.space->line_version[to.offset / kCacheLine];
-  core->launch->posted[addr] =
-      Release(core, kS, core->launch->SiteId("WriteGmByPassDCache", loc));
+  core->launch->posted[addr] = Release(core, kS, core->launch->SiteId("WriteGmByPassDCache", loc));
 }
 
 // Tensors that the host passes in one list: the byte at which their pointers start, what describes

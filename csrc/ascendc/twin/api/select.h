@@ -240,7 +240,8 @@ template <typename T, SELMODE selMode = SELMODE::VSEL_CMPMASK_SPR>
 void Select(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
             ascendc_twin::Field8 repeatTime, const BinaryRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
-  static_assert(selMode == SELMODE::VSEL_CMPMASK_SPR, "Atlas A2 selects two tensors by the register");
+  static_assert(selMode == SELMODE::VSEL_CMPMASK_SPR,
+                "Atlas A2 selects two tensors by the register");
   Instruction instruction(kV, "Select", loc);
   CheckType<T, half, float>(instruction);
   const Lanes lanes = MaskLanes(instruction, uint64_t(0), repeatTime, sizeof(T), false);

@@ -55,8 +55,8 @@ namespace AscendC {
 
 // 32 values and their indices per repeat become 32 sorted pairs.
 template <typename T>
-void Sort32(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<uint32_t>& src1,
-            const int32_t repeatTime, Loc loc = Loc::Here()) {
+void Sort32(const LocalTensor<T>& dst, const LocalTensor<T>& src0,
+            const LocalTensor<uint32_t>& src1, const int32_t repeatTime, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
   Instruction instruction(kV, "Sort32", loc);
   CheckType<T, half, float>(instruction);
