@@ -25,6 +25,31 @@ CHOSEN = {
     "00_introduction/02_matrix/matmul_basic_api": (None,),
     "00_introduction/03_fusion_operation/matmul_leakyrelu_basic_api": (None,),
     "03_basic_api/00_data_movement/copy_ub2ub": (1, 2),
+    "03_basic_api/01_memory_vector_compute/brcb": (None,),
+    "03_basic_api/01_memory_vector_compute/cast": (0, 1),
+    "03_basic_api/01_memory_vector_compute/compare": (1, 2, 3),
+    "03_basic_api/01_memory_vector_compute/duplicate": (None,),
+    "03_basic_api/01_memory_vector_compute/element_wise_arithmetic": (None,),
+    "03_basic_api/01_memory_vector_compute/element_wise_compound_compute": (1, 2),
+    "03_basic_api/01_memory_vector_compute/element_wise_logic": (1, 4),
+    "03_basic_api/01_memory_vector_compute/gather": (1, 2, 3, 4),
+    "03_basic_api/01_memory_vector_compute/mrg_sort": (1, 2, 3),
+    "03_basic_api/01_memory_vector_compute/reduce": (None,),
+    "03_basic_api/01_memory_vector_compute/reduce_data_block": (1, 2, 3),
+    "03_basic_api/01_memory_vector_compute/reduce_pair_elem": (None,),
+    "03_basic_api/01_memory_vector_compute/reduce_repeat": (1, 2, 3, 4),
+    "03_basic_api/01_memory_vector_compute/select": (1, 2, 3),
+    "03_basic_api/01_memory_vector_compute/transpose": (1, 2, 3),
+}
+#: those that give it with a finding, which is right: what they do, and the rule that says so
+FAULTY = {
+    # all blocks store the same numbers to one place
+    "03_basic_api/01_memory_vector_compute/create_vec_index": ((None,), "gm-two-writers"),
+    # of the block that goes out the result is the first few bytes
+    "03_basic_api/01_memory_vector_compute/reduce_computation": (
+        (1, 2, 3, 4, 5, 6),
+        "uninitialised-read",
+    ),
 }
 
 LAUNCH = re.compile(r"([\w:]+)\s*(<[^<>;]*>)?\s*<<<([^,>]+),[^>]*>>>\s*\(([^;]*)\);")
@@ -172,30 +197,41 @@ def main() -> int:
         print(f"skipped: no checkout of asc-devkit with {EXAMPLES} was given")
         return 0
     devkit = Path(arguments.devkit).resolve()
-    chosen = [(name, scenario) for name, numbers in CHOSEN.items() for scenario in numbers]
+    known = {(name, scenario): None for name, numbers in CHOSEN.items() for scenario in numbers}
+    known.update({(name, n): rule for name, (numbers, rule) in FAULTY.items() for n in numbers})
+    chosen = list(known)
     if arguments.parts:
         chosen = tried(devkit, arguments.parts)
 
-    def one(at: tuple[str, int | None]) -> bool:
+    def one(at: tuple[str, int | None]) -> str:
         name, scenario = at
         shown = name if scenario is None else f"{name} ({scenario})"
         try:
             findings = run(devkit, name, scenario, Path(root), header)
         except (RuntimeError, ValueError, OSError, subprocess.TimeoutExpired) as error:
             print(f"FAILED  {shown}: {error}", flush=True)
-            return False
-        verdict = "FOUND " if findings else "passed"
-        print("\n    ".join([f"{verdict}  {shown}", *findings[:4]]), flush=True)
-        return not findings
+            return "failed"
+        rules = {rule[1] for line in findings if (rule := re.search(r"\): ([a-z-]+): ", line))}
+        if not findings and not known.get(at):
+            verdict = "passed"
+        else:
+            verdict = "faulty" if rules == {known.get(at)} else "failed"
+        told = findings[:4] if verdict == "failed" else sorted(rules)
+        print("\n    ".join([f"{verdict}  {shown}", *told]), flush=True)
+        return verdict
 
     with (
         tempfile.TemporaryDirectory(prefix="twin_examples_") as root,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         header = precompile(Path(root))
-        passed = sum(pool.map(one, chosen))
-    print(f"{passed} of {len(chosen)} examples gave their expected output without a finding")
-    return 0 if passed == len(chosen) else 1
+        verdicts = list(pool.map(one, chosen))
+    clean, faulty = verdicts.count("passed"), verdicts.count("faulty")
+    print(
+        f"{clean} examples gave their expected output without a finding, {faulty} with the one "
+        f"that is in them; {len(chosen) - clean - faulty} failed"
+    )
+    return 0 if clean + faulty == len(chosen) else 1
 
 
 if __name__ == "__main__":

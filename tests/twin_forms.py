@@ -75,7 +75,7 @@ def numbers(dtype, seed=0, low=-8.0, high=8.0) -> np.ndarray:
 def run(
     kernel: str, out_dtype, form: Form, *inputs, old=None, rules=(), source="vector"
 ) -> np.ndarray:
-    """What a kernel of tests/twin/SOURCE.cpp leaves in its target, which held `old`, late or not."""
+    """What a kernel of tests/twin/SOURCE.cpp leaves in its target, which held `old`."""
     old = numbers(out_dtype, seed=9) if old is None else old
     results = []
     for lazy in (False, True):
