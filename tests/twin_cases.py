@@ -162,7 +162,7 @@ CASES = {
         partial(modulate_backward, stores=False),
     ),
     "attention_unseen": Case(
-        "attention.cpp", "mmkern_attention_float16", "mix12", 2, partial(attention, 300, 60)
+        "attention.cpp", "mmkern_attention_float16", "mix12", 2, partial(attention, 450, 60)
     ),
     "modulate": Case("modulate.cpp", "mmkern_modulate_float16", "aiv", 4, modulate),
     "modulate_backward": Case(

@@ -172,8 +172,14 @@ MUTANTS = [
     (
         "attention_vector.h",
         "attention_unseen",
-        "AscendC::Duplicate(sum_[b.state * kHalf], 0.0f, kHalf);",
-        "",
+        "max_[b.state * kHalf], kUnseen, kHalf",
+        "max_[b.state * kHalf], kMasked, kHalf",
+    ),
+    (
+        "attention_vector.h",
+        "attention_unseen",
+        "if (b.first) {\n      AscendC::Duplicate(max_",
+        "if (false) {\n      AscendC::Duplicate(max_",
     ),
     ("attention_vector.h", "attention_unseen", "blocks == 0 && b.rows > 0", "false"),
     ("attention_vector.h", "attention_unseen", "T(0.0f), pass_", "T(1.0f), pass_"),

@@ -24,7 +24,7 @@ struct LoadData3DParamsV2 {
   ascendc_twin::Field8 dilationFilterH = 1;
   bool enTranspose = false;
   bool enSmallK = false;
-  T padValue = T(0);
+  T padValue{};
   bool filterSizeW = false;
   bool filterSizeH = false;
   bool fMatrixCtrl = false;
@@ -48,12 +48,13 @@ struct Window {
 };
 
 template <typename T>
-bool CheckWindow(Instruction& instruction, const AscendC::LoadData3DParamsV2<T>& p,
+bool CheckWindow(Instruction& instruction, const AscendC::LoadData3DParamsV2<T>& p, bool turns,
                  Window& window) {
   const uint32_t taps_w = (p.filterW - 1) * p.dilationFilterW + 1;
   const uint32_t taps_h = (p.filterH - 1) * p.dilationFilterH + 1;
   const bool padded = p.padList[0] || p.padList[1] || p.padList[2] || p.padList[3];
-  if (padded || p.filterSizeW || p.filterSizeH || p.fMatrixCtrl || p.enSmallK || sizeof(T) == 1) {
+  if (padded || p.filterSizeW || p.filterSizeH || p.fMatrixCtrl || p.enSmallK ||
+      (turns && sizeof(T) == 1)) {
     instruction.Refuse("unsupported", "this LoadData3DParamsV2 is not modelled");
     return false;
   }
@@ -98,7 +99,7 @@ void LoadData(const LocalTensor<T>& dst, const LocalTensor<T>& src,
   const bool b = GetPhyType(dst.position()) == Hardware::L0B;
   Window window;
   if (params.mExtension == 0 || params.kExtension == 0) return;
-  if (!CheckWindow(instruction, params, window)) return;
+  if (!CheckWindow(instruction, params, b || params.enTranspose, window)) return;
   const uint32_t rows = params.mExtension, columns = params.kExtension;
   const uint32_t first_row = params.mStartPt, first_column = params.kStartPt;
   const bool turned = params.enTranspose && !b;

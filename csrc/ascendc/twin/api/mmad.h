@@ -59,14 +59,23 @@ constexpr int CubeDepth() {
 
 inline uint32_t Up16(uint32_t x) { return (x + 15) / 16; }
 
+// Whether the twin has a product of these types.
+template <typename C, typename A, typename B>
+constexpr bool CheckProduct(Instruction& instruction) {
+  if constexpr (std::is_same<A, AscendC::int4b_t>::value) {
+    instruction.Refuse("unsupported", "products of int4b_t are not modelled");
+    return false;
+  } else if constexpr (CubeDepth<C, A, B>() == 0) {
+    instruction.Refuse("dtype", "Atlas A2 has no Mmad of these types");
+    return false;
+  }
+  return true;
+}
+
 template <typename C, typename A, typename B>
 void RunMmad(Instruction& instruction, const LocalTensor<C>& dst, const LocalTensor<A>& fm,
              const LocalTensor<B>& filter, const Operand* bias, const AscendC::MmadParams& p) {
   using S = std::conditional_t<std::is_same<C, float>::value, float, int32_t>;
-  if (CubeDepth<C, A, B>() == 0) {
-    instruction.Refuse("dtype", "Atlas A2 has no Mmad of these types");
-    return;
-  }
   if (p.m > 4095 || p.n > 4095 || p.k > 4095)
     instruction.Report("field-range", "m, n and k go up to 4095");
   if (p.m == 0 || p.n == 0 || p.k == 0) return;
@@ -168,11 +177,13 @@ template <typename T, typename U, typename S>
 void Mmad(const LocalTensor<T>& dst, const LocalTensor<U>& fm, const LocalTensor<S>& filter,
           const MmadParams& params, Loc loc = Loc::Here()) {
   ascendc_twin::Instruction instruction(ascendc_twin::kM, "Mmad", loc);
+  if (!ascendc_twin::CheckProduct<T, U, S>(instruction)) return;
   ascendc_twin::Operand table;
   table.space = instruction.core->Memory(Hardware::BIAS);
   table.end = table.space ? static_cast<uint32_t>(table.space->size) : 0;
   const bool from_table = params.cmatrixSource && !params.cmatrixInitVal;
-  ascendc_twin::RunMmad(instruction, dst, fm, filter, from_table ? &table : nullptr, params);
+  if constexpr (ascendc_twin::CubeDepth<T, U, S>() != 0)
+    ascendc_twin::RunMmad(instruction, dst, fm, filter, from_table ? &table : nullptr, params);
 }
 
 template <typename T, typename U, typename S, typename V>
@@ -183,9 +194,11 @@ void Mmad(const LocalTensor<T>& dst, const LocalTensor<U>& fm, const LocalTensor
     instruction.Refuse("unsupported", "a bias in L0C is not modelled");
     return;
   }
+  if (!ascendc_twin::CheckProduct<T, U, S>(instruction)) return;
   const ascendc_twin::Operand table =
       ascendc_twin::Use(instruction, bias, "bias", {Hardware::BIAS}, 64);
-  ascendc_twin::RunMmad(instruction, dst, fm, filter, &table, params);
+  if constexpr (ascendc_twin::CubeDepth<T, U, S>() != 0)
+    ascendc_twin::RunMmad(instruction, dst, fm, filter, &table, params);
 }
 
 inline void SetHF32Mode(bool) { ascendc_twin::Unchecked("SetHF32Mode"); }
