@@ -45,12 +45,19 @@ CHOSEN = {
     "03_basic_api/01_memory_vector_compute/select": (1, 2, 3),
     "03_basic_api/01_memory_vector_compute/transpose": (1, 2, 3),
     "03_basic_api/03_matrix_compute/fixpipe_l0c2gm": (1, 2, 4, 5, 6, 7),
-    "03_basic_api/03_matrix_compute/load_data_l12l0": (3, 5, 6, 7, 8),
+    "03_basic_api/03_matrix_compute/load_data_l12l0": (3, 5, 6, 7, 8, 9, 10, 11, 12),
+    "03_basic_api/03_matrix_compute/mmad_gemv": (None,),
+    "03_basic_api/03_matrix_compute/mmad_load3dv2": (1, 2),
     "03_basic_api/04_memory_management/list_tensor_desc_input": (None,),
     "03_basic_api/04_memory_management/tensor_allocation": (1, 2, 3),
+    "03_basic_api/05_sync_control/ib_set_wait": (None,),
+    "03_basic_api/05_sync_control/sequential_block_sync": (None,),
     "03_basic_api/05_sync_control/sync_all": (None,),
     "03_basic_api/05_sync_control/task_sync": (None,),
     "03_basic_api/06_atomic/data_movement_with_atomic_operations": (1, 2),
+    "03_basic_api/06_atomic/set_atomic_deterministic_computation": (1, 2, 3),
+    "03_basic_api/07_tpipe_tque/get_tpipe_ptr": (None,),
+    "03_basic_api/07_tpipe_tque/tpipe_reuse": (None,),
 }
 #: those that give it with findings, which are right: what they do, and the rules that say so
 FAULTY = {
@@ -63,7 +70,11 @@ FAULTY = {
     ),
     # no barrier between the scales' copy into the fixpipe buffer and their use
     "03_basic_api/00_data_movement/data_copy_l0c2gm": ((2, 4, 6), {"race"}),
-    # L0B's tensor is declared too short; columns beyond the product go to L1
+    # addresses in elements where they are in bytes
+    "03_basic_api/05_sync_control/cross_core_set_wait_flag": ((2,), {"tensors-overlap"}),
+    # L0B's tensor of floats is declared too short; and columns beyond the product go to L1
+    "03_basic_api/03_matrix_compute/load_data_l12l0": ((13,), {"out-of-range"}),
+    "03_basic_api/03_matrix_compute/mmad_load3dv2": ((3, 4), {"out-of-range"}),
     "03_basic_api/03_matrix_compute/batch_matmul": (
         (None,),
         {"out-of-range", "uninitialised-read"},
