@@ -96,13 +96,6 @@ void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t m
           ascendc_twin::Field8 repeatTime, const CopyRepeatParams& p, Loc loc = Loc::Here()) {
   ascendc_twin::RunCopy(dst, src, mask, repeatTime, isSetMask, p, loc);
 }
-template <typename T>
-void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count,
-          Loc loc = Loc::Here()) {
-  ascendc_twin::Unary("Copy", loc, dst, src, count, ascendc_twin::VectorRate::kFull,
-                      [](T a, T) { return a; });
-}
-
 // Each of 8 elements per repeat fills one block.
 template <typename T>
 void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, ascendc_twin::Field8 repeatTime,

@@ -116,16 +116,18 @@ void RunFixpipe(Instruction& instruction, const To& to, const LocalTensor<U>& sr
   const Loc loc = instruction.loc;
   Issue(instruction, GlobalWriteCycles(bytes), [=] {
     FiniteCheck check;
+    // All scales go into the fixpipe buffer before the first result leaves, maybe to where they
+    // were.
+    std::vector<uint64_t> factors(params.nSize, params.deqScalar);
+    if (IsTensorQuant(params.quantPre))
+      std::memcpy(factors.data(), scales.data(), params.nSize * 8);
     each([&](uint64_t out, uint64_t in, uint32_t column, uint32_t count) {
       T row[16];
       for (uint32_t i = 0; i < count; ++i) {
         U value;
         std::memcpy(&value, from.data() + in + i * sizeof(U), sizeof(U));
         if (params.reluEn && value < U(0)) value = U(0);
-        uint64_t scale = params.deqScalar;
-        if (IsTensorQuant(params.quantPre))
-          std::memcpy(&scale, scales.data() + (column + i) * 8, 8);
-        row[i] = Quantise<T, U>(value, params.quantPre, scale);
+        row[i] = Quantise<T, U>(value, params.quantPre, factors[column + i]);
         check.See(row[i], value);
       }
       StoreAs<T>(op, to.data() + out, reinterpret_cast<const uint8_t*>(row), count * sizeof(T));

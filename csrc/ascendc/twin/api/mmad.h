@@ -61,7 +61,7 @@ inline uint32_t Up16(uint32_t x) { return (x + 15) / 16; }
 
 // Whether the twin has a product of these types.
 template <typename C, typename A, typename B>
-constexpr bool CheckProduct(Instruction& instruction) {
+bool CheckProduct(Instruction& instruction) {
   if constexpr (std::is_same<A, AscendC::int4b_t>::value) {
     instruction.Refuse("unsupported", "products of int4b_t are not modelled");
     return false;
