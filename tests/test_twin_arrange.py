@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import twin_forms
 from twin_forms import BYTES, FLOAT, HALF, NAMES, Form, lanes, numbers, place, tree
-from twin_run import copied
+from twin_run import copied, prepare
+
+prepare("arrange")
 
 names = pytest.mark.parametrize("name", ["half", "float"])
 

@@ -15,7 +15,9 @@ from twin_forms import (
     place,
     run,
 )
-from twin_run import copied
+from twin_run import copied, prepare
+
+prepare("vector")
 
 
 def bits_to_float(bits: np.ndarray, name: str) -> np.ndarray:
@@ -27,7 +29,8 @@ def bits_to_float(bits: np.ndarray, name: str) -> np.ndarray:
 def finite_values(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Every finite number of a 16-bit format, ascending, and its bits; one zero."""
     bits = np.arange(65536, dtype=np.uint16)
-    values = bits_to_float(bits, name).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        values = bits_to_float(bits, name).astype(np.float64)
     keep = np.isfinite(values) & (bits != 0x8000)
     order = np.argsort(values[keep], kind="stable")
     return values[keep][order], bits[keep][order]

@@ -4,7 +4,9 @@ import struct
 
 import numpy as np
 import pytest
-from twin_run import aligned, copied, library
+from twin_run import aligned, copied, library, prepare
+
+prepare("moves")
 
 BYTES = 8192
 

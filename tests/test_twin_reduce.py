@@ -13,6 +13,9 @@ from twin_forms import (
     run,
     tree,
 )
+from twin_run import prepare
+
+prepare("vector")
 
 
 def reduced(kind: str, values: list, dtype):

@@ -4,7 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from twin_run import ROOT, TWIN, aligned, copied, library
+from twin_run import ROOT, TWIN, aligned, copied, library, prepare
+
+prepare("rules")
 
 #: a kernel of tests/twin/rules.cpp, what it runs on, and the rule that must be found
 BROKEN = [

@@ -5,7 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-from twin_run import ROOT, TWIN, aligned, copied, library
+from twin_run import ROOT, TWIN, aligned, copied, library, prepare
+
+prepare("system")
 
 N = 64
 #: functions that kernels do not call, or that have nothing to be compared with a loop

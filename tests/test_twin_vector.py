@@ -19,7 +19,9 @@ from twin_forms import (
     run,
     wide,
 )
-from twin_run import copied
+from twin_run import copied, prepare
+
+prepare("vector")
 
 BINARY = {
     "Add": lambda a, b, c: a + b,

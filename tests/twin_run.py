@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class _Options(ctypes.Structure):
 
 
 _once = threading.Lock()
+_pool = ThreadPoolExecutor(os.cpu_count())
 
 
 @cache
@@ -125,9 +127,15 @@ class Library:
 
 
 @cache
+def prepare(name: str) -> Future:
+    """Starts to compile tests/twin/NAME.cpp; a test module does as it is collected."""
+    return _pool.submit(compiled, ROOT / "tests" / "twin" / f"{name}.cpp")
+
+
+@cache
 def library(name: str) -> Library:
     """The kernels of tests/twin/NAME.cpp."""
-    return Library(compiled(ROOT / "tests" / "twin" / f"{name}.cpp"))
+    return Library(prepare(name).result())
 
 
 def aligned(shape, dtype) -> np.ndarray:
