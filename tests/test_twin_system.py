@@ -1,5 +1,6 @@
 """The AscendC twin's indices, atomics, cache and waiting blocks; and that nothing is untested."""
 
+import importlib.util
 import re
 import struct
 
@@ -149,3 +150,17 @@ def test_calls_that_do_nothing_are_counted():
     wanted = {"SetNextTaskStart", "WaitPreTaskEnd", "DumpTensor", "SetSysWorkspace"}
     wanted |= {"SetHF32Mode", "SetHF32TransMode", "SetMMLayoutTransform"}
     assert set(report["unchecked"]) == wanted
+
+
+def test_the_page_counts_the_public_examples():
+    path = ROOT / "benchmarks/twin_examples.py"
+    spec = importlib.util.spec_from_file_location("twin_examples", path)
+    examples = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(examples)
+    page = " ".join((ROOT / "docs/ascend_twin.md").read_text().split())
+    passing = sum(len(scenarios) for scenarios in examples.CHOSEN.values())
+    faulty = sum(len(scenarios) for scenarios, _ in examples.FAULTY.values())
+    assert f"{passing} give their expected output without a finding" in page
+    assert f"{faulty} more give it with a finding" in page
+    for name in {*examples.CHOSEN, *examples.FAULTY}:
+        assert name.split("/")[-1] in page
