@@ -3,6 +3,7 @@
 The library is compiled as the first test asks for it, which takes about a minute, into build/.
 """
 
+import fcntl
 import functools
 import importlib
 import json
@@ -24,16 +25,19 @@ def ops():
     """The namespace of the ops that run on the twin; builds their library where it is not."""
     folder = ROOT / "build/ascendc_twin"
     folder.mkdir(parents=True, exist_ok=True)
-    # left by a build that was killed, for which the next one would wait for ever
-    (folder / "lock").unlink(missing_ok=True)
-    cpp_extension.load(
-        "mmkern_ascendc_twin",
-        [str(ROOT / f"csrc/ascendc/{name}.cpp") for name in SOURCES],
-        extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "csrc/ascendc/twin")],
-        extra_cflags=["-std=c++20", "-O2", "-g0"],
-        build_directory=str(folder),
-        is_python_module=False,
-    )
+    with (folder / "building").open("w") as building:
+        # one process at a time; the system lets go of this lock when its process dies
+        fcntl.flock(building, fcntl.LOCK_EX)
+        # torch's own lock outlives a build that was killed, and the next would wait for ever
+        (folder / "lock").unlink(missing_ok=True)
+        cpp_extension.load(
+            "mmkern_ascendc_twin",
+            [str(ROOT / f"csrc/ascendc/{name}.cpp") for name in SOURCES],
+            extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "csrc/ascendc/twin")],
+            extra_cflags=["-std=c++20", "-O2", "-g0"],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
     return torch.ops.mmkern_ascendc_twin
 
 

@@ -1,113 +1,27 @@
 """The AscendC twin's vector instructions against plain loops over lanes."""
 
 import itertools
-import math
-import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from twin_run import aligned, copied, library
-
-BYTES = 8192
-HALF, FLOAT = np.float16, np.float32
-NAMES = {"half": HALF, "float": FLOAT, "int16_t": np.int16, "int32_t": np.int32}
-
-
-@dataclass(frozen=True)
-class Form:
-    """As in tests/twin/vector.cpp."""
-
-    kind: int = 0
-    count: int = 0
-    repeats: int = 1
-    mask: tuple = (0, 0)
-    block: tuple = (1, 1, 1)
-    repeat: tuple = (8, 8, 8)
-    scalar: float = 0.0
-    mode: int = 0
-    counter: int = 0
-    extra: dict = field(default_factory=dict, compare=False)
-
-    def packed(self) -> bytes:
-        return struct.pack(
-            "<iii4xQQ6ifii4x",
-            self.kind,
-            self.count,
-            self.repeats,
-            *self.mask,
-            *self.block,
-            *self.repeat,
-            self.scalar,
-            self.mode,
-            self.counter,
-        )
-
-
-def lanes(form: Form, widest: int):
-    """(repeat, lane) of every lane that takes part."""
-    per_repeat = 256 // widest
-    if form.kind == 0 or form.counter:
-        for i in range(form.count):
-            yield i // per_repeat, i % per_repeat
-        return
-    for repeat, lane in itertools.product(range(form.repeats), range(per_repeat)):
-        bit = form.mask[lane // 64] >> (lane % 64) & 1
-        if lane < form.mask[0] if form.kind == 1 else bit:
-            yield repeat, lane
-
-
-def place(form: Form, operand: int, size: int, widest: int, repeat: int, lane: int) -> int:
-    """The element that a lane of an operand stands at. Counted forms are contiguous."""
-    if form.kind == 0 and not form.counter:
-        return repeat * (256 // widest) + lane
-    per_block = 32 // size
-    blocks = repeat * form.repeat[operand] + lane // per_block * form.block[operand]
-    return blocks * per_block + lane % per_block
-
-
-def numbers(dtype, seed=0, low=-8.0, high=8.0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    count = BYTES // np.dtype(dtype).itemsize
-    if np.dtype(dtype).kind in "iu":
-        return copied(generator.integers(-90, 90, count).astype(dtype))
-    return copied(generator.uniform(low, high, count).astype(dtype))
-
-
-def run(kernel: str, out_dtype, form: Form, *inputs, old=None, rules=()):
-    out = aligned(BYTES // np.dtype(out_dtype).itemsize, out_dtype)
-    old = numbers(out_dtype, seed=9) if old is None else old
-    arguments = [("out", out), ("in", old), *[("in", x) for x in inputs], form.packed()]
-    report = library("vector").run(kernel, *arguments)
-    assert report.rules <= set(rules), report["lines"]
-    return out
-
-
-STRIDED = (
-    Form(kind=0, count=1),
-    Form(kind=0, count=77),
-    Form(kind=0, count=500),
-    Form(kind=1, mask=(64, 0), repeats=3),
-    Form(kind=1, mask=(37, 0), repeats=4, block=(1, 2, 1), repeat=(8, 16, 4)),
-    Form(kind=1, mask=(50, 0), repeats=3, block=(1, 1, 0), repeat=(8, 8, 1)),
-    Form(kind=1, mask=(64, 0), repeats=5, block=(1, 1, 1), repeat=(8, 8, 0)),
-    Form(kind=2, mask=(0xF0F0_0000_1234_5679, 0), repeats=2, repeat=(9, 8, 10)),
-    Form(kind=2, mask=(1 << 63, 0), repeats=3, block=(2, 1, 1), repeat=(16, 8, 8)),
+from twin_forms import (
+    BYTES,
+    FLOAT,
+    HALF,
+    NAMES,
+    STRIDED,
+    Form,
+    forms,
+    lanes,
+    numbers,
+    place,
+    run,
+    wide,
 )
-HALF_ONLY = (
-    Form(kind=1, mask=(128, 0), repeats=2),
-    Form(kind=1, mask=(100, 0), repeats=3, block=(1, 0, 1), repeat=(8, 1, 8)),
-    Form(kind=2, mask=(0xFF, 0x8000_0000_0000_0001), repeats=2),
-)
+from twin_run import copied, prepare
 
-
-def forms(size: int):
-    return STRIDED + (HALF_ONLY if size == 2 else ())
-
-
-def wide(values):
-    return values.astype(FLOAT) if values.dtype == HALF else values
-
+prepare("vector")
 
 BINARY = {
     "Add": lambda a, b, c: a + b,
@@ -118,15 +32,19 @@ BINARY = {
     "Div": lambda a, b, c: a / b,
     "MulAddDst": lambda a, b, c: a * b + c,
     "FusedMulAdd": lambda a, b, c: a * c + b,
+    "FusedMulAddRelu": lambda a, b, c: max(a * c + b, FLOAT(0)),
+    "AddRelu": lambda a, b, c: max(a + b, FLOAT(0)),
+    "SubRelu": lambda a, b, c: max(a - b, FLOAT(0)),
     "And": lambda a, b, c: a & b,
     "Or": lambda a, b, c: a | b,
 }
+FLOATING = ("Div", "MulAddDst", "FusedMulAdd", "FusedMulAddRelu", "AddRelu", "SubRelu")
 BINARY_TYPES = [
     (op, name)
     for op in BINARY
     for name in NAMES
     if (op in ("And", "Or")) == (name == "int16_t" and op in ("And", "Or"))
-    and not (op in ("Div", "MulAddDst", "FusedMulAdd") and name.startswith("int"))
+    and not (op in FLOATING and name.startswith("int"))
 ]
 
 
@@ -161,15 +79,23 @@ SCALAR = {
     "Maxs": lambda a, s: max(a, s),
     "Mins": lambda a, s: min(a, s),
     "LeakyRelu": lambda a, s: a if a >= 0 else a * s,
+    "ShiftLeft": lambda a, s: a << s,
+    "ShiftRight": lambda a, s: a >> s,
 }
 
 
-@pytest.mark.parametrize("op", SCALAR)
-@pytest.mark.parametrize("name", NAMES)
+SCALAR_TYPES = [
+    (op, name)
+    for op in SCALAR
+    for name in NAMES
+    if not (op == "LeakyRelu" and name.startswith("int"))
+    and not (op.startswith("Shift") and not name.startswith("int"))
+]
+
+
+@pytest.mark.parametrize(("op", "name"), SCALAR_TYPES)
 def test_scalar(op, name):
     dtype = NAMES[name]
-    if op == "LeakyRelu" and name.startswith("int"):
-        pytest.skip("LeakyRelu takes floating types")
     size = np.dtype(dtype).itemsize
     a = numbers(dtype, 1)
     for form in forms(size):
@@ -181,6 +107,23 @@ def test_scalar(op, name):
             d, i = (place(form, o, size, size, repeat, lane) for o in range(2))
             want[d] = SCALAR[op](wide(a[i : i + 1])[0], scalar)
         assert run(f"{op}_{name}", dtype, form, a, old=old).tobytes() == want.tobytes(), form
+
+
+@pytest.mark.parametrize(
+    ("to", "source"), [("half", "half"), ("float", "float"), ("float", "half")]
+)
+def test_axpy_adds_to_what_is_there(to, source):
+    dtype, size = NAMES[to], max(np.dtype(NAMES[t]).itemsize for t in (to, source))
+    a, kernel = numbers(NAMES[source], 1), f"Axpy_{to}" + ("" if to == source else f"_{source}")
+    for form in STRIDED if to == source else STRIDED[:3]:
+        form = replace(form, scalar=1.75)
+        old = numbers(dtype, seed=9)
+        want = old.copy()
+        for repeat, lane in lanes(form, size):
+            d = place(form, 0, np.dtype(dtype).itemsize, size, repeat, lane)
+            i = place(form, 1, a.itemsize, size, repeat, lane)
+            want[d] = wide(a[i : i + 1])[0] * FLOAT(1.75) + wide(old)[d]
+        assert run(kernel, dtype, form, a, old=old).tobytes() == want.tobytes(), form
 
 
 UNARY = {"Exp": np.exp, "Ln": np.log, "Sqrt": np.sqrt, "Abs": np.abs}
@@ -219,212 +162,6 @@ def test_reciprocals_are_no_better_than_the_device():
 def test_not():
     a = numbers(np.int16, 1)
     assert np.array_equal(run("Not_int16_t", np.int16, Form(count=300), a)[:300], ~a[:300])
-
-
-# ---- Cast ----
-
-
-def bits_to_float(bits: np.ndarray, name: str) -> np.ndarray:
-    if name == "bfloat16_t":
-        return (bits.astype(np.uint32) << 16).view(FLOAT)
-    return bits.view(HALF).astype(FLOAT)
-
-
-def finite_values(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Every finite number of a 16-bit format, ascending, and its bits; one zero."""
-    bits = np.arange(65536, dtype=np.uint16)
-    values = bits_to_float(bits, name).astype(np.float64)
-    keep = np.isfinite(values) & (bits != 0x8000)
-    order = np.argsort(values[keep], kind="stable")
-    return values[keep][order], bits[keep][order]
-
-
-def round_to_bits(x: float, mode: int, values: np.ndarray, bits: np.ndarray) -> int:
-    """The bits of the neighbour of x that a RoundMode names."""
-    at = int(np.searchsorted(values, x))
-    if values[at] == x:
-        return int(bits[at])
-    low, high = at - 1, at
-    below, above = x - values[low], values[high] - x
-    toward_zero, away = (low, high) if x > 0 else (high, low)
-    pick = {2: low, 3: high, 5: toward_zero}.get(mode)
-    if pick is None and mode == 6:
-        pick = low if bits[low] & 1 else high
-    if pick is None and below != above:
-        pick = low if below < above else high
-    if pick is None:
-        pick = away if mode == 4 else (low if not bits[low] & 1 else high)
-    return int(bits[pick])
-
-
-@pytest.mark.parametrize(("name", "modes"), [("half", range(7)), ("bfloat16_t", range(1, 6))])
-def test_cast_rounds_to_16_bits_as_the_mode_says(name, modes):
-    values, bits = finite_values(name)
-    generator = np.random.default_rng(0)
-    x = numbers(FLOAT, 1, -100, 100)
-    x[:512] = generator.uniform(-1e-4, 1e-4, 512)
-    x[512:640] = generator.uniform(-6e4, 6e4, 128)
-    middle = len(values) // 2 + np.arange(128) * 7  # halfway between neighbours
-    x[640:768] = (values[middle] + values[middle + 1]) / 2
-    x[768:896] = -x[640:768]
-    for mode in modes:
-        got = run(f"Cast_{name}_float", np.uint16, Form(count=1000, mode=mode), x)
-        for i in range(1000):
-            want = round_to_bits(float(x[i]), mode, values, bits)
-            if got[i] != want:  # zero keeps the sign of what was rounded
-                assert got[i] & 0x7FFF == 0 == want & 0x7FFF, (mode, float(x[i]), got[i], want)
-
-
-def round_whole(x: float, mode: int) -> int:
-    low = math.floor(x)
-    if mode in (0, 1):
-        return round(x)
-    if mode == 4:
-        return int(math.copysign(math.floor(abs(x) + 0.5), x))
-    return {2: low, 3: math.ceil(x), 5: math.trunc(x)}[mode]
-
-
-@pytest.mark.parametrize(
-    ("to", "source", "modes"),
-    [
-        ("int32_t", "float", range(1, 6)),
-        ("int16_t", "float", range(1, 6)),
-        ("float", "float", range(1, 6)),
-        ("int32_t", "half", range(1, 6)),
-        ("int8_t", "half", range(6)),
-        ("uint8_t", "half", range(6)),
-    ],
-)
-def test_cast_rounds_to_whole_numbers_and_saturates(to, source, modes):
-    target = NAMES.get(to, np.dtype(to.removesuffix("_t")).type)
-    x = numbers(NAMES[source], 1, -20, 20)
-    x[:64] = np.arange(-32, 32) / 2
-    if to != "float":
-        x[64:70] = [127.5, 128, 300, -129, -300, 255.5]
-    for mode in modes:
-        got = run(f"Cast_{to}_{source}", target, Form(count=500, mode=mode), x)
-        for i in range(500):
-            want = round_whole(float(x[i]), mode)
-            if to != "float":
-                want = min(max(want, np.iinfo(target).min), np.iinfo(target).max)
-            assert got[i] == want, (mode, x[i])
-
-
-@pytest.mark.parametrize("source", ["half", "bfloat16_t", "int32_t"])
-def test_cast_to_float_is_exact(source):
-    if source == "int32_t":
-        x = numbers(np.int32, 1)
-        want = x.astype(FLOAT)
-    else:
-        x = copied((np.arange(BYTES // 2) * 7).astype(np.uint16) & 0x7BFF)
-        want = bits_to_float(x, source)
-    got = run(f"Cast_float_{source}", FLOAT, Form(count=1000), x)
-    assert np.array_equal(got[:1000], want[:1000])
-
-
-@pytest.mark.parametrize("source", ["int16_t", "int8_t"])
-def test_cast_of_integers_to_half(source):
-    x = copied((np.arange(BYTES) % 255 - 127).astype(source.removesuffix("_t")))
-    got = run(f"Cast_half_{source}", HALF, Form(count=500), x)
-    assert np.array_equal(got[:500], x[:500].astype(HALF))
-
-
-def test_cast_with_a_mask_counts_lanes_of_the_wider_type():
-    """Per repeat 64 lanes; the half side's repeat stride is in blocks of its own type."""
-    form = Form(kind=1, mask=(33, 0), repeats=3, repeat=(4, 8, 0), mode=1)
-    x = numbers(FLOAT, 1)
-    want = numbers(HALF, 9)
-    for repeat, lane in lanes(form, 4):
-        want[place(form, 0, 2, 4, repeat, lane)] = x[place(form, 1, 4, 4, repeat, lane)]
-    assert run("Cast_half_float", HALF, form, x).tobytes() == want.tobytes()
-
-
-# ---- reductions ----
-
-
-def tree(values: list, dtype):
-    """Neighbours first, rounded at each step; a missing partner counts as zero."""
-    while len(values) > 1:
-        pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
-        values = [dtype(sum(FLOAT(v) for v in pair)) for pair in pairs]
-    return values[0]
-
-
-def reduced(kind: str, values: list, dtype):
-    return {"Sum": lambda: tree(values, dtype), "Max": lambda: max(values)}.get(
-        kind, lambda: min(values)
-    )()
-
-
-REDUCE_FORMS = (
-    Form(mask=(64, 0), repeats=3, repeat=(1, 8, 0)),
-    Form(mask=(37, 0), repeats=4, repeat=(2, 16, 0), block=(1, 2, 1)),
-    Form(mask=(8, 0), repeats=5, repeat=(1, 1, 0)),
-)
-
-
-@pytest.mark.parametrize("name", ["half", "float"])
-@pytest.mark.parametrize("kind", ["Sum", "Max", "Min"])
-def test_whole_reduce(kind, name):
-    dtype = NAMES[name]
-    size = np.dtype(dtype).itemsize
-    x = numbers(dtype, 1)
-    for form, order in itertools.product(REDUCE_FORMS, range(1 if kind == "Sum" else 4)):
-        form = replace(form, mode=order, kind=1)
-        got = run(f"WholeReduce{kind}_{name}", dtype, form, x)
-        raw = got.view(np.uint8)
-        for repeat in range(form.repeats):
-            at = [place(form, 1, size, size, repeat, lane) for lane in range(form.mask[0])]
-            values = [x[i] for i in at]
-            want = reduced(kind, values, dtype)
-            index = values.index(want) if kind != "Sum" else None
-            step = form.repeat[0]
-            if kind == "Sum" or order == 2:
-                assert got[repeat * step] == want
-            elif order == 3:
-                assert raw.view(np.uint32)[repeat * step] == index
-            else:
-                pair = raw[repeat * step * 2 * size :][: 2 * size]
-                as_index = np.uint16 if size == 2 else np.uint32
-                value_at, index_at = (0, 1) if order == 0 else (1, 0)
-                assert pair.view(dtype)[value_at] == want
-                assert pair.view(as_index)[index_at] == index
-
-
-@pytest.mark.parametrize("name", ["half", "float"])
-@pytest.mark.parametrize("kind", ["BlockReduceSum", "BlockReduceMax", "PairReduceSum"])
-def test_group_reduce(kind, name):
-    dtype = NAMES[name]
-    size = np.dtype(dtype).itemsize
-    group = 2 if kind.startswith("Pair") else 32 // size
-    results = 256 // size // group
-    x = numbers(dtype, 1)
-    for mask, step in ((256 // size, 1), (32 // size * 3, 2)):
-        form = Form(kind=1, mask=(mask, 0), repeats=2, repeat=(step, 8, 0))
-        want = numbers(dtype, 9)
-        for repeat, first in itertools.product(range(2), range(0, mask, group)):
-            at = [place(form, 1, size, size, repeat, first + i) for i in range(group)]
-            values = [x[i] for i in at]
-            want[repeat * step * results + first // group] = reduced(kind[-3:], values, dtype)
-        assert run(f"{kind}_{name}", dtype, form, x).tobytes() == want.tobytes()
-
-
-@pytest.mark.parametrize("name", ["half", "float"])
-def test_reduce_of_a_whole_tensor(name):
-    dtype = NAMES[name]
-    x = numbers(dtype, 1)
-    per_repeat = 256 // np.dtype(dtype).itemsize
-    for count in (1, 63, 200, 1024):
-        sums = list(x[:count])
-        while len(sums) > 1:
-            chunks = [sums[i : i + per_repeat] for i in range(0, len(sums), per_repeat)]
-            sums = [tree(chunk, dtype) for chunk in chunks]
-        assert run(f"ReduceSum_{name}", dtype, Form(count=count), x)[0] == sums[0]
-        for op in ("Max", "Min"):
-            got = run(f"Reduce{op}_{name}", dtype, Form(count=count, mode=1), x)
-            best = x[:count].argmax() if op == "Max" else x[:count].argmin()
-            assert got[0] == x[best]
-            assert got.view(np.uint16 if name == "half" else np.uint32)[1] == best
 
 
 # ---- filling, moving, choosing ----

@@ -5,6 +5,7 @@ Shapes have tails in every dimension, more tiles than slots, and more tasks than
 
 import struct
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from twin_run import Library, Report, aligned, copied
@@ -71,7 +72,8 @@ def modulate():
     ]
 
 
-def modulate_backward():
+def modulate_backward(stores: bool = True):
+    """Without the gradients of rows no queue orders the stores of the sums."""
     rows = (BATCH, TOKENS, COLUMNS)
     return [
         values(1, *rows),
@@ -81,8 +83,8 @@ def modulate_backward():
         values(5, BATCH, COLUMNS),
         values(6, BATCH, COLUMNS),
         None,
-        empty(*rows),
-        empty(*rows),
+        empty(*rows) if stores else None,
+        empty(*rows) if stores else None,
         empty(BATCH * 2, 3, COLUMNS, dtype=FLOAT),
         modulate_tiling(norm=1, grads=1, chunk=4, rows=3),
     ]
@@ -99,8 +101,7 @@ def ring(blocks: int, tile_m: int, tile_n: int):
     return empty(blocks * 2 * tile_m * tile_n, dtype=FLOAT, role="workspace")
 
 
-def linear():
-    m, n, k = 65, 168, 328
+def linear(m: int = 65, n: int = 168, k: int = 328):
     return [
         values(1, m, k),
         values(2, n, k),
@@ -129,8 +130,9 @@ def patch_embed():
     ]
 
 
-def attention():
-    heads, queries, keys, dim = 2, 140, 300, 72
+def attention(queries: int = 140, keys: int = 300):
+    """Causal: with more queries than keys some rows see no key, and some blocks none."""
+    heads, dim = 2, 72
     row, blocks = heads * dim, 2
     block = 128  # keys
     one_ring = 128 * (block * (2 * 4 + 3 * 2) + up(dim, 16) * 3 * 4)
@@ -151,6 +153,17 @@ def attention():
 
 
 CASES = {
+    "linear_row": Case("mlp.cpp", "mmkern_linear_float16", "mix12", 2, partial(linear, 1, 40, 40)),
+    "modulate_sums": Case(
+        "modulate_backward.cpp",
+        "mmkern_modulate_backward_float16",
+        "aiv",
+        4,
+        partial(modulate_backward, stores=False),
+    ),
+    "attention_unseen": Case(
+        "attention.cpp", "mmkern_attention_float16", "mix12", 2, partial(attention, 450, 60)
+    ),
     "modulate": Case("modulate.cpp", "mmkern_modulate_float16", "aiv", 4, modulate),
     "modulate_backward": Case(
         "modulate_backward.cpp", "mmkern_modulate_backward_float16", "aiv", 4, modulate_backward

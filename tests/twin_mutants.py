@@ -159,4 +159,30 @@ MUTANTS = [
         "Min(t.block_keys, end - begin - block * t.block_keys)",
         "t.block_keys",
     ),
+    # ---- what only a smaller or emptier problem shows ----
+    (
+        "modulate_backward.cpp",
+        "modulate_sums",
+        "AscendC::SetFlag<AscendC::HardEvent::V_MTE3>(event);\n"
+        "    AscendC::WaitFlag<AscendC::HardEvent::V_MTE3>(event);",
+        "",
+    ),
+    ("gemm.h", "linear_row", "if (tile.m == 1) LoadColumns", "if (tile.m == 0) LoadColumns"),
+    ("gemm.h", "linear_row", "Max(m, 2)", "m"),
+    (
+        "attention_vector.h",
+        "attention_unseen",
+        "max_[b.state * kHalf], kUnseen, kHalf",
+        "max_[b.state * kHalf], kMasked, kHalf",
+    ),
+    (
+        "attention_vector.h",
+        "attention_unseen",
+        "if (b.first) {\n      AscendC::Duplicate(max_",
+        "if (false) {\n      AscendC::Duplicate(max_",
+    ),
+    ("attention_vector.h", "attention_unseen", "blocks == 0 && b.rows > 0", "false"),
+    ("attention_vector.h", "attention_unseen", "T(0.0f), pass_", "T(1.0f), pass_"),
+    ("attention_vector.h", "attention_unseen", "Maxs(sum, sum, 1.0e-30f", "Adds(sum, sum, 0.0f"),
+    ("attention_item.h", "attention_unseen", "|| end < begin", ""),
 ]

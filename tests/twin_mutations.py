@@ -26,6 +26,7 @@ from twin_run import ROOT, Library, compiled
 KERNELS = ROOT / "kernels" / "ascendc"
 RUNS = ({}, {"lazy": True, "order": 3})
 CPU_S, WALL_S = 120, 900  # a loaded machine may keep a run waiting for long
+LEAST = 100  # faults, or some were dropped
 COPIES = 12  # of a kernel in one translation unit
 SOUND = "sound"
 
@@ -132,7 +133,7 @@ def main() -> int:
         f"{by_twin + by_numbers} of {len(caught)} planted faults caught: "
         f"{by_twin} by the twin, {by_numbers} by the numbers"
     )
-    return 0 if all(caught.values()) else 1
+    return 0 if all(caught.values()) and (only or len(caught) >= LEAST) else 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +34,12 @@ class _Options(ctypes.Structure):
         ("lazy", ctypes.c_int32),
         ("order", ctypes.c_uint32),
         ("auto_sync", ctypes.c_int32),
+        ("instruction_limit", ctypes.c_uint32),
     )
+
+
+_once = threading.Lock()
+_pool = ThreadPoolExecutor(os.cpu_count())
 
 
 @cache
@@ -40,19 +47,30 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="ascendc_twin_")
 
 
-def _compile(source: Path, target: Path, flags: tuple[str, ...]) -> Path:
+def _compile(source: Path, target: Path, *flags: str) -> Path:
     command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O0", "-fPIC", "-pthread", "-w"]
-    command += [*flags, f"-I{TWIN}", str(source), "-o", str(target)]
+    command += [f"-I{TWIN}", *flags, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{source} does not compile:\n{done.stderr[-4000:]}")
     return target
 
 
-def compiled(source: Path, *flags: str, name: str = "") -> Path:
+def _twin() -> Path:
+    """The twin's headers, compiled once for all libraries of this process."""
+    with _once:
+        header = Path(_folder().name) / "twin.h"
+        if not header.exists():
+            header.write_text('#include "export.h"\n')
+            _compile(header, Path(f"{header}.gch"), "-x", "c++-header")
+    return header
+
+
+def compiled(source: Path) -> Path:
     """Compiles one file to a shared library and returns its path; raises what g++ said."""
-    target = Path(_folder().name) / f"{name or source.stem}.so"
-    return _compile(source, target, ("-shared", *flags))
+    header = _twin()
+    target = header.with_name(f"{source.stem}.so")
+    return _compile(source, target, "-shared", "-include", str(header))
 
 
 class Report(dict):
@@ -71,7 +89,17 @@ class Library:
         self._library.ascendc_twin_run.restype = ctypes.c_void_p
         self._library.ascendc_twin_free.argtypes = (ctypes.c_void_p,)
 
-    def run(self, kernel: str, *arguments, type="aiv", blocks=1, lazy=False, order=0, auto=True):
+    def run(
+        self,
+        kernel: str,
+        *arguments,
+        type="aiv",
+        blocks=1,
+        lazy=False,
+        order=0,
+        auto=True,
+        limit=0,
+    ):
         """Arguments are (role, array), None for a null pointer, or bytes for a value."""
         given = (_Argument * len(arguments))()
         keep = []
@@ -87,7 +115,7 @@ class Library:
                 role, array = argument
                 assert array.flags.c_contiguous
                 given[at] = _Argument(array.ctypes.data, array.nbytes, ROLES[role], name)
-        options = _Options(TYPES[type], blocks, lazy, order, auto)
+        options = _Options(TYPES[type], blocks, lazy, order, auto, limit)
         pointer = self._library.ascendc_twin_run(
             kernel.encode(), ctypes.byref(options), given, len(arguments)
         )
@@ -99,9 +127,15 @@ class Library:
 
 
 @cache
+def prepare(name: str) -> Future:
+    """Starts to compile tests/twin/NAME.cpp; a test module does as it is collected."""
+    return _pool.submit(compiled, ROOT / "tests" / "twin" / f"{name}.cpp")
+
+
+@cache
 def library(name: str) -> Library:
     """The kernels of tests/twin/NAME.cpp."""
-    return Library(compiled(ROOT / "tests" / "twin" / f"{name}.cpp"))
+    return Library(prepare(name).result())
 
 
 def aligned(shape, dtype) -> np.ndarray:

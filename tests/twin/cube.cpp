@@ -7,7 +7,13 @@ struct Product {
   int32_t m, n, k;
   int32_t b_is_nk;  // 1: B comes as [n, k], 0: as [k, n] and is transposed by LoadData
   int32_t k_step;   // accumulated over slices of k; a multiple of 16
-  int32_t bias, relu, nz, add;
+  int32_t bias;     // 1: an operand of Mmad, 2: what the bias table has already
+  int32_t relu, nz, add;
+  int32_t how;      // scales: 1 one, 2 a tensor in L1; 3 and 4 the same by DataCopy's registers
+  int32_t unfolds;  // 1: [k, n] goes to L0B by LoadData3DParamsV2
+  uint64_t scale;
+
+  __aicore__ bool HasTensor() const { return how == 2 || how == 4; }
 };
 
 constexpr int32_t Up(int32_t x, int32_t to) { return (x + to - 1) / to * to; }
@@ -18,7 +24,8 @@ struct Cube {
   static constexpr int32_t kC0 = 32 / sizeof(In);
   TPipe pipe;
   TBuf<TPosition::A1> a1, b1;
-  TBuf<TPosition::C1> bias1;
+  TBuf<TPosition::C1> bias1, scales1;
+  TBuf<TPosition::C2PIPE2GM> scales2;
   TBuf<TPosition::A2> a2;
   TBuf<TPosition::B2> b2;
   TBuf<TPosition::C2> bias2;
@@ -27,8 +34,8 @@ struct Cube {
   __aicore__ void Load(const LocalTensor<In>& to, GM_ADDR x, int32_t rows, int32_t columns) {
     GlobalTensor<In> from;
     from.SetGlobalBuffer((__gm__ In*)x);
-    InitConstValue(to, InitConstValueParams<In>(1, Up(rows, 16) * Up(columns, 16) * sizeof(In) / 32,
-                                                0, In(0)));
+    Fill(to,
+         InitConstValueParams<In>(1, Up(rows, 16) * Up(columns, kC0) * sizeof(In) / 32, 0, In(0)));
     PipeBarrier<PIPE_ALL>();
     DataCopy(to, from, Nd2NzParams(1, rows, columns, 0, columns, Up(rows, 16), 1, 0));
   }
@@ -72,6 +79,8 @@ struct Cube {
     pipe.InitBuffer(b2, Up(p.n, 16) * Up(p.k_step, 16) * sizeof(In));
     pipe.InitBuffer(bias2, Up(p.n, 16) * 4);
     pipe.InitBuffer(c1, Up(p.m, 16) * Up(p.n, 16) * 4);
+    pipe.InitBuffer(scales1, 1024);
+    pipe.InitBuffer(scales2, 1024);
     LocalTensor<In> left = a1.template Get<In>(), right = b1.template Get<In>();
     Load(left, a, p.m, p.k);
     if (p.b_is_nk)
@@ -85,13 +94,16 @@ struct Cube {
       LocalTensor<float> row = bias1.template Get<float>();
       DataCopy(row, from, Up(p.n, 16));
       PipeBarrier<PIPE_ALL>();
-      DataCopy(bias2.template Get<float>(), row, DataCopyParams(1, Up(p.n, 16) * 4 / 64 * 2, 0, 0));
+      DataCopy(bias2.template Get<float>(), row, DataCopyParams(1, Up(p.n, 16) * 4 / 64, 0, 0));
     }
     for (int32_t start = 0; start < p.k; start += p.k_step) {
       const int32_t k = p.k - start < p.k_step ? p.k - start : p.k_step;
       PipeBarrier<PIPE_ALL>();
       LoadA(left, p.m, k, start);
-      LoadB(right, p.n, k, p.k, start, p.b_is_nk);
+      if (p.unfolds)
+        Unfold(right, p.n, k, start, p.k);
+      else
+        LoadB(right, p.n, k, p.k, start, p.b_is_nk);
       PipeBarrier<PIPE_ALL>();
       MmadParams mmad;
       mmad.m = p.m;
@@ -101,13 +113,26 @@ struct Cube {
       if (p.bias && start == 0) {
         mmad.cmatrixInitVal = false;
         mmad.cmatrixSource = true;
-        Mmad(sums, a2.template Get<In>(), b2.template Get<In>(), bias2.template Get<float>(), mmad);
+        if (p.bias == 1)
+          Mmad(sums, a2.template Get<In>(), b2.template Get<In>(), bias2.template Get<float>(),
+               mmad);
+        else
+          Mmad(sums, a2.template Get<In>(), b2.template Get<In>(), mmad);
       } else {
         Mmad(sums, a2.template Get<In>(), b2.template Get<In>(), mmad);
       }
       PipeBarrier<PIPE_ALL>();
     }
-    Store(out, sums, p, quant);
+    if (p.HasTensor()) {
+      GlobalTensor<uint64_t> from;
+      from.SetGlobalBuffer((__gm__ uint64_t*)bias);
+      DataCopy(scales1.template Get<uint64_t>(), from, 128);
+      PipeBarrier<PIPE_ALL>();
+    }
+    if (p.how > 2)
+      StoreByRegisters(out, sums, p, quant);
+    else
+      Store(out, sums, p, quant);
   }
 
   __aicore__ void Store(GM_ADDR out, const LocalTensor<C>& sums, const Product& p,
@@ -119,6 +144,7 @@ struct Cube {
     fix.srcStride = Up(p.m, 16);
     fix.quantPre = quant;
     fix.reluEn = p.relu;
+    fix.deqScalar = p.scale;
     if (p.add) SetAtomicAdd<Out>();
     if (p.nz) {
       fix.nSize = Up(p.n, 16);
@@ -127,9 +153,48 @@ struct Cube {
     } else {
       fix.nSize = p.n;
       fix.dstStride = p.n;
-      Fixpipe<Out, C, CFG_ROW_MAJOR>(to, sums, fix);
+      if (p.how == 2)
+        Fixpipe<Out, C, CFG_ROW_MAJOR>(to, sums, scales1.template Get<uint64_t>(), fix);
+      else
+        Fixpipe<Out, C, CFG_ROW_MAJOR>(to, sums, fix);
     }
     SetAtomicNone();
+  }
+
+  __aicore__ void StoreByRegisters(GM_ADDR out, const LocalTensor<C>& sums, const Product& p,
+                                   QuantMode_t quant) {
+    GlobalTensor<Out> to;
+    to.SetGlobalBuffer((__gm__ Out*)out);
+    if (p.how == 4) {
+      LocalTensor<uint64_t> scales = scales2.template Get<uint64_t>();
+      DataCopy(scales, scales1.template Get<uint64_t>(), DataCopyParams(1, 1024 / 128, 0, 0));
+      PipeBarrier<PIPE_FIX>();
+      SetFixPipeConfig(scales);
+    }
+    SetFixpipePreQuantFlag(p.scale);
+    DataCopyCO12DstParams params;
+    params.mSize = p.m;
+    params.nSize = p.n;
+    params.srcStride = Up(p.m, 16);
+    params.dstStride = p.nz ? p.m : p.n;
+    params.quantPre = quant;
+    params.reluPre = p.relu;
+    params.nz2ndEn = !p.nz;
+    SetFixpipeNz2ndFlag(1, 0, 0);
+    DataCopy(to, sums, params);
+  }
+
+  // [k, n] in L1 is a feature map of k pixels and n channels.
+  __aicore__ void Unfold(const LocalTensor<In>& from, int32_t n, int32_t k, int32_t start,
+                         int32_t all) {
+    LoadData3DParamsV2<In> p;
+    p.l1H = Up(all, 16);
+    p.l1W = 1;
+    p.channelSize = Up(n, kC0);
+    p.kExtension = Up(n, kC0);
+    p.mExtension = Up(k, 16);
+    p.mStartPt = start;
+    LoadData(b2.template Get<In>(), from, p);
   }
 };
 
@@ -146,6 +211,40 @@ PRODUCT(half_half, half, float, half, F322F16)
 PRODUCT(bfloat16_bfloat16, bfloat16_t, float, bfloat16_t, F322BF16)
 PRODUCT(bfloat16_float, bfloat16_t, float, float, NoQuant)
 PRODUCT(float_float, float, float, float, NoQuant)
+PRODUCT(int8_int32, int8_t, int32_t, int32_t, NoQuant)
+PRODUCT(int8_half, int8_t, int32_t, half, p.HasTensor() ? VDEQF16 : DEQF16)
+PRODUCT(int8_int8, int8_t, int32_t, int8_t, p.HasTensor() ? VREQ8 : REQ8)
+PRODUCT(half_int8, half, float, int8_t, p.HasTensor() ? VQF322B8_PRE : QF322B8_PRE)
+PRODUCT(half_uint8, half, float, uint8_t, p.HasTensor() ? VQF322B8_PRE : QF322B8_PRE)
+
+// A matrix in L1 through LoadData3DParamsV2 and a product with ones: C = X^T, or C = X.
+extern "C" __global__ __aicore__ void unfolded(GM_ADDR out, GM_ADDR x, GM_ADDR one, int32_t turn) {
+  Cube<half, float, float> cube;
+  cube.pipe.InitBuffer(cube.a1, 32 * 32 * 2);
+  cube.pipe.InitBuffer(cube.b1, 32 * 32 * 2);
+  cube.pipe.InitBuffer(cube.a2, 32 * 32 * 2);
+  cube.pipe.InitBuffer(cube.b2, 32 * 32 * 2);
+  cube.pipe.InitBuffer(cube.c1, 32 * 32 * 4);
+  LocalTensor<half> left = cube.a1.Get<half>(), right = cube.b1.Get<half>();
+  cube.Load(left, x, 32, 32);
+  cube.Load(right, one, 32, 32);
+  PipeBarrier<PIPE_ALL>();
+  LoadData3DParamsV2<half> p;
+  p.l1H = 8;
+  p.l1W = 4;
+  p.channelSize = p.kExtension = p.mExtension = 32;
+  p.enTranspose = turn == 1;
+  LoadData(cube.a2.Get<half>(), left, p);
+  cube.LoadB(right, 32, 32, 32, 0, true);
+  PipeBarrier<PIPE_ALL>();
+  MmadParams mmad;
+  mmad.m = mmad.n = mmad.k = 32;
+  Mmad(cube.c1.Get<float>(), cube.a2.Get<half>(), cube.b2.Get<half>(), mmad);
+  PipeBarrier<PIPE_ALL>();
+  Product product{32, 32, 32};
+  cube.Store(out, cube.c1.Get<float>(), product, NoQuant);
+}
+ASCENDC_TWIN_KERNEL(unfolded)
 
 // A 16x16 square in L1, transposed into L0B by LoadDataWithTranspose: C = A B.
 extern "C" __global__ __aicore__ void square(GM_ADDR out, GM_ADDR a, GM_ADDR b) {

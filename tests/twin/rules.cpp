@@ -46,6 +46,13 @@ BASED(foreign_pointer, GlobalTensor<float> g; g.SetGlobalBuffer((__gm__ float*)1
 BASED(partial_block, m.Order<HardEvent::V_MTE3>(); DataCopy(m.out, m.x, 10);)
 RULE(over_capacity, TPipe pipe; TBuf<TPosition::VECCALC> big; pipe.InitBuffer(big, 193 * 1024);)
 RULE(over_l0a, TPipe pipe; TBuf<TPosition::A2> big; pipe.InitBuffer(big, 65 * 1024);)
+RULE(no_buffer, LocalTensor<float> t; Duplicate(t, 1.0f, 64);)
+RULE(empty_buffer, TPipe pipe; TBuf<TPosition::VECCALC> none; pipe.InitBuffer(none, 0);)
+RULE(too_many_buffers, TPipe pipe; TBuf<TPosition::VECCALC> small[65];
+     for (auto& one : small) pipe.InitBuffer(one, 32);)
+RULE(reserved_ub, TPipe pipe; TBuf<TPosition::VECCALC> big; pipe.InitBuffer(big, 185 * 1024);
+     LocalTensor<float> t = big.Get<float>(); Duplicate(t, 1.0f, 128);
+     Select(t, t[64].ReinterpretCast<uint8_t>(), t, 0.0f, SELMODE::VSEL_TENSOR_SCALAR_MODE, 64);)
 RULE(static_overlap, LocalTensor<float> p(TPosition::VECCALC, 0, 64);
      LocalTensor<float> q(TPosition::VECCALC, 128, 64); Duplicate(p, 1.0f, 64);)
 RULE(static_apart, LocalTensor<float> p(TPosition::VECCALC, 0, 64);
@@ -102,6 +109,13 @@ RULE(
 RULE(sync_missed, if (GetBlockIdx() == 0) SyncAll();)
 RULE(sync_clean, SyncAll(); SyncAll();)
 
+RULE(cross_mode, if ASCEND_IS_AIC { CrossCoreSetFlag<3, PIPE_FIX>(3); })
+RULE(cross_nobody, CrossCoreSetFlag<2, PIPE_MTE3>(3);)
+RULE(cross_pipe, if ASCEND_IS_AIC { CrossCoreSetFlag<2, PIPE_V>(3); })
+RULE(polls_in_vain, while (ReadGmByPassDCache(reinterpret_cast<__gm__ int32_t*>(a)) != 7){})
+RULE(events_exhausted, TPipe pipe;
+     for (int i = 0; i < 9; ++i) pipe.AllocEventID<HardEvent::V_MTE3>();)
+
 // ---- bytes never written ----
 RULE(uninitialised, TPipe pipe; TBuf<TPosition::VECCALC> buffer; pipe.InitBuffer(buffer, kN * 4);
      LocalTensor<float> t = buffer.Get<float>(); Adds(t, t, 1.0f, kN);)
@@ -136,7 +150,13 @@ BASED(two_adders, m.Order<HardEvent::V_MTE3>(); SetAtomicAdd<float>(); DataCopy(
       SetAtomicNone();)
 BASED(atomic_left_on, m.Order<HardEvent::V_MTE3>(); DataCopy(m.out, m.x, kN);
       SetAtomicAdd<float>();)
+BASED(atomic_of_another_type, m.Order<HardEvent::V_MTE3>(); SetAtomicAdd<half>();
+      DataCopy(m.out, m.x, kN); SetAtomicNone();)
 BASED(scalar_writes, m.out.SetValue(0, 1.0f);)
+RULE(shared_line, GlobalTensor<float> g; g.SetGlobalBuffer((__gm__ float*)b);
+     g.SetValue(GetBlockIdx(), 1.0f);)
+BASED(stale_line, m.out.GetValue(0); m.Order<HardEvent::V_MTE3>(); DataCopy(m.out, m.x, kN);
+      m.Order<HardEvent::MTE3_S>(); m.out.GetValue(0);)
 
 // ---- parameters and types ----
 BASED(repeat_cut, Adds(m.x, m.x, 1.0f, uint64_t(1), 260, UnaryRepeatParams(1, 1, 0, 0));)
@@ -149,3 +169,9 @@ BASED(wrong_round, Cast(m.x.ReinterpretCast<int32_t>(), m.y, RoundMode::CAST_NON
 BASED(overflow, Muls(m.x, m.x, 1e30f, kN); Mul(m.x, m.x, m.x, kN);)
 BASED(divides_by_zero, Muls(m.y, m.y, 0.0f, kN); Div(m.x, m.x, m.y, kN);)
 BASED(partial_overlap, Adds(m.x[8], m.x, 1.0f, 64);)
+RULE(wrong_quant, LocalTensor<float> c(TPosition::CO1, 0, 256); GlobalTensor<half> g;
+     g.SetGlobalBuffer((__gm__ half*)b); Fixpipe(g, c, FixpipeParamsV220(16, 16, 16, 16, false));)
+BASED(not_modelled, uint16_t n[4] = {8, 8, 8, 8}; MrgSortSrcList<float> queues(m.x, m.x, m.x, m.x);
+      MrgSort(m.y, queues, MrgSort4Info(n, true, 15, 1));)
+RULE(assertion, ascendc_assert(GetBlockNum() == 7, "seven");)
+BASED(too_long, for (int i = 0; i < 200; ++i) Adds(m.x, m.x, 1.0f, 8);)

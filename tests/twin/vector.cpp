@@ -1,55 +1,6 @@
 // One kernel per vector instruction and type: loads its operands whole, runs one instruction in the
 // form that `Form` asks for, and stores the target whole.
-#include "export.h"
-
-using namespace AscendC;
-
-struct Form {
-  int32_t kind;  // 0 a count, 1 a mask as a number of lanes, 2 a mask as bits
-  int32_t count, repeats;
-  uint64_t mask[2];
-  int32_t block[3], repeat[3];  // strides of dst, src0, src1
-  float scalar;
-  int32_t mode;
-  int32_t counter;  // 1: counter mode, with `count` as the mask
-};
-
-// Buffers of a fixed size: room for 8 repeats with strides of up to two repeats.
-constexpr uint32_t kBytes = 8192;
-
-// What every kernel here does around its instruction. dst is loaded too: lanes that the instruction
-// leaves alone keep what was there.
-template <typename D, typename A, typename B>
-struct Frame {
-  TPipe pipe;
-  TBuf<TPosition::VECCALC> buffers[3];
-  LocalTensor<D> dst;
-  LocalTensor<A> a;
-  LocalTensor<B> b;
-  GlobalTensor<D> out;
-
-  __aicore__ Frame(GM_ADDR to, GM_ADDR old, GM_ADDR first, GM_ADDR second) {
-    for (auto& buffer : buffers) pipe.InitBuffer(buffer, kBytes);
-    dst = buffers[0].Get<D>();
-    a = buffers[1].Get<A>();
-    b = buffers[2].Get<B>();
-    out.SetGlobalBuffer((__gm__ D*)to);
-    Load(dst, old);
-    Load(a, first);
-    if (second) Load(b, second);
-    PipeBarrier<PIPE_ALL>();
-  }
-  template <typename T>
-  __aicore__ void Load(const LocalTensor<T>& to, GM_ADDR from) {
-    GlobalTensor<T> global;
-    global.SetGlobalBuffer((__gm__ T*)from);
-    DataCopy(to, global, kBytes / sizeof(T));
-  }
-  __aicore__ void Store() {
-    PipeBarrier<PIPE_ALL>();
-    DataCopy(out, dst, kBytes / sizeof(D));
-  }
-};
+#include "frame.h"
 
 __aicore__ inline void SetMode(const Form& f) {
   if (!f.counter) return;
@@ -114,6 +65,9 @@ NUMBERS(BINARY, Min)
 FLOATS(BINARY, Div)
 FLOATS(BINARY, MulAddDst)
 FLOATS(BINARY, FusedMulAdd)
+FLOATS(BINARY, FusedMulAddRelu)
+FLOATS(BINARY, AddRelu)
+FLOATS(BINARY, SubRelu)
 BINARY(And, int16_t)
 BINARY(Or, int16_t)
 
@@ -122,6 +76,12 @@ NUMBERS(SCALAR, Muls)
 NUMBERS(SCALAR, Maxs)
 NUMBERS(SCALAR, Mins)
 FLOATS(SCALAR, LeakyRelu)
+FLOATS(SCALAR, Axpy)
+UNARY(Axpy, Axpy_float_half, float, half, half(f.scalar))
+SCALAR(ShiftLeft, int16_t)
+SCALAR(ShiftLeft, int32_t)
+SCALAR(ShiftRight, int16_t)
+SCALAR(ShiftRight, int32_t)
 
 FLOATS(PLAIN, Exp)
 FLOATS(PLAIN, Ln)
@@ -146,27 +106,33 @@ CAST(int8_t, half)
 CAST(uint8_t, half)
 CAST(half, int8_t)
 
-#define REDUCTIONS(T)                                                                          \
-  REDUCE(WholeReduceSum, WholeReduceSum, T,                                                    \
-         WholeReduceSum<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1], \
-                           f.repeat[1]))                                                       \
-  REDUCE(WholeReduceMax, WholeReduceMax, T,                                                    \
-         WholeReduceMax<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1], \
-                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                     \
-  REDUCE(WholeReduceMin, WholeReduceMin, T,                                                    \
-         WholeReduceMin<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1], \
-                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                     \
-  REDUCE(BlockReduceSum, BlockReduceSum, T,                                                    \
-         BlockReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1], \
-                           f.repeat[1]))                                                       \
-  REDUCE(BlockReduceMax, BlockReduceMax, T,                                                    \
-         BlockReduceMax<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1], \
-                           f.repeat[1]))                                                       \
-  REDUCE(PairReduceSum, PairReduceSum, T,                                                      \
-         PairReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],  \
-                          f.repeat[1]))                                                        \
-  REDUCE(ReduceSum, ReduceSum, T, ReduceSum<T>(m.dst, m.a, m.b, f.count))                      \
-  REDUCE(ReduceMax, ReduceMax, T, ReduceMax<T>(m.dst, m.a, m.b, f.count, f.mode == 1))         \
+#define REDUCTIONS(T)                                                                              \
+  REDUCE(WholeReduceSum, WholeReduceSum, T,                                                        \
+         WholeReduceSum<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(WholeReduceMax, WholeReduceMax, T,                                                        \
+         WholeReduceMax<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1],     \
+                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                         \
+  REDUCE(WholeReduceMin, WholeReduceMin, T,                                                        \
+         WholeReduceMin<T>(m.dst, m.a, int32_t(f.mask[0]), f.repeats, f.repeat[0], f.block[1],     \
+                           f.repeat[1], static_cast<ReduceOrder>(f.mode)))                         \
+  REDUCE(BlockReduceSum, BlockReduceSum, T,                                                        \
+         BlockReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(BlockReduceMax, BlockReduceMax, T,                                                        \
+         BlockReduceMax<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(BlockReduceMin, BlockReduceMin, T,                                                        \
+         BlockReduceMin<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],     \
+                           f.repeat[1]))                                                           \
+  REDUCE(RepeatReduceSum, RepeatReduceSum, T,                                                      \
+         RepeatReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), 0, f.block[1], f.repeat[0], \
+                            f.repeat[1]))                                                          \
+  REDUCE(PairReduceSum, PairReduceSum, T,                                                          \
+         PairReduceSum<T>(m.dst, m.a, f.repeats, int32_t(f.mask[0]), f.repeat[0], f.block[1],      \
+                          f.repeat[1]))                                                            \
+  REDUCE(ReduceSum, ReduceSum, T, ReduceSum<T>(m.dst, m.a, m.b, f.count))                          \
+  REDUCE(ReduceMax, ReduceMax, T, ReduceMax<T>(m.dst, m.a, m.b, f.count, f.mode == 1))             \
   REDUCE(ReduceMin, ReduceMin, T, ReduceMin<T>(m.dst, m.a, m.b, f.count, f.mode == 1))
 
 REDUCTIONS(half)

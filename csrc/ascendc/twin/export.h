@@ -24,6 +24,7 @@ struct AscendcTwinOptions {
   int32_t lazy;
   uint32_t order;
   int32_t auto_sync;
+  uint32_t instruction_limit;  // 0: the twin's own
 };
 }
 
@@ -105,6 +106,7 @@ extern "C" inline __attribute__((used, visibility("default"))) char* ascendc_twi
   options.lazy = given->lazy != 0;
   options.order = given->order;
   options.auto_sync = given->auto_sync != 0;
+  if (given->instruction_limit) options.instruction_limit = given->instruction_limit;
   std::vector<GlobalArgument> buffers;
   for (int i = 0; i < count; ++i)
     if (arguments[i].role >= 0)

@@ -3,8 +3,11 @@
 // checked.
 #pragma once
 
-#include "api/convert.h"
-#include "api/cube.h"
-#include "api/fixpipe.h"
-#include "api/reduce.h"
-#include "api/select.h"
+#include "api/block_sync.h"
+#include "api/copy_slice.h"
+#include "api/gather.h"
+#include "api/l0c_copy.h"
+#include "api/load3d.h"
+#include "api/scalar.h"
+#include "api/sort.h"
+#include "api/transpose.h"

@@ -277,5 +277,12 @@ void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const U& scalar,
   ascendc_twin::Unary("Axpy", loc, dst, src, mask, isSetMask, repeatTime, repeatParams,
                       ascendc_twin::VectorRate::kFull, AxpyOp<T, U>(scalar), true);
 }
+template <typename T, typename U, bool isSetMask = true>
+void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const U& scalar,
+          const uint64_t mask[], ascendc_twin::Field8 repeatTime,
+          const UnaryRepeatParams& repeatParams, Loc loc = Loc::Here()) {
+  ascendc_twin::Unary("Axpy", loc, dst, src, mask, isSetMask, repeatTime, repeatParams,
+                      ascendc_twin::VectorRate::kFull, AxpyOp<T, U>(scalar), true);
+}
 
 }  // namespace AscendC

@@ -1,101 +1,8 @@
-// DataCopy and DataCopyPad between global memory, UB, L1 and the bias table.
+// DataCopy between global memory, UB, L1, the bias table and the fixpipe buffer.
 #pragma once
 
+#include "copy_params.h"
 #include "cost.h"
-#include "system.h"
-
-namespace AscendC {
-
-struct DataCopyParams {
-  DataCopyParams() {}
-  DataCopyParams(ascendc_twin::Field16 count, ascendc_twin::Field16 len, ascendc_twin::Field16 src,
-                 ascendc_twin::Field16 dst)
-      : blockCount(count), blockLen(len), srcStride(src), dstStride(dst) {}
-  ascendc_twin::Field16 blockCount = 1;
-  ascendc_twin::Field16 blockLen = 0;
-  union {
-    ascendc_twin::Field16 srcGap = 0;
-    ascendc_twin::Field16 srcStride;
-  };
-  union {
-    ascendc_twin::Field16 dstGap = 0;
-    ascendc_twin::Field16 dstStride;
-  };
-};
-
-struct DataCopyEnhancedParams {
-  bool isRelu = false;
-};
-
-struct DataCopyExtParams {
-  DataCopyExtParams() {}
-  DataCopyExtParams(ascendc_twin::Field16 count, ascendc_twin::Field32 len,
-                    ascendc_twin::Field32 src, ascendc_twin::Field32 dst, uint32_t reserved)
-      : blockCount(count), blockLen(len), srcStride(src), dstStride(dst), rsv(reserved) {}
-  ascendc_twin::Field16 blockCount = 1;
-  ascendc_twin::Field32 blockLen = 0;
-  ascendc_twin::Field32 srcStride = 0;
-  ascendc_twin::Field32 dstStride = 0;
-  uint32_t rsv = 0;
-};
-
-struct DataCopyPadParams {
-  DataCopyPadParams() {}
-  DataCopyPadParams(bool pad, ascendc_twin::Field8 left, ascendc_twin::Field8 right, uint64_t value)
-      : isPad(pad), leftPadding(left), rightPadding(right), paddingValue(value) {}
-  bool isPad = false;
-  ascendc_twin::Field8 leftPadding = 0;
-  ascendc_twin::Field8 rightPadding = 0;
-  uint64_t paddingValue = 0;
-};
-
-template <typename T>
-struct DataCopyPadExtParams {
-  DataCopyPadExtParams() {}
-  DataCopyPadExtParams(bool pad, ascendc_twin::Field8 left, ascendc_twin::Field8 right, T value)
-      : isPad(pad), leftPadding(left), rightPadding(right), paddingValue(value) {}
-  bool isPad = false;
-  ascendc_twin::Field8 leftPadding = 0;
-  ascendc_twin::Field8 rightPadding = 0;
-  T paddingValue = T(0);
-};
-
-struct Nd2NzParams {
-  Nd2NzParams() {}
-  Nd2NzParams(ascendc_twin::Field16 nd, ascendc_twin::Field16 n, ascendc_twin::Field16 d,
-              ascendc_twin::Field16 src_matrix, ascendc_twin::Field16 src_d,
-              ascendc_twin::Field16 c0, ascendc_twin::Field16 dst_n,
-              ascendc_twin::Field16 dst_matrix)
-      : ndNum(nd),
-        nValue(n),
-        dValue(d),
-        srcNdMatrixStride(src_matrix),
-        srcDValue(src_d),
-        dstNzC0Stride(c0),
-        dstNzNStride(dst_n),
-        dstNzMatrixStride(dst_matrix) {}
-  ascendc_twin::Field16 ndNum = 0;
-  ascendc_twin::Field16 nValue = 0;
-  ascendc_twin::Field16 dValue = 0;
-  ascendc_twin::Field16 srcNdMatrixStride = 0;
-  ascendc_twin::Field16 srcDValue = 0;
-  ascendc_twin::Field16 dstNzC0Stride = 0;
-  ascendc_twin::Field16 dstNzNStride = 0;
-  ascendc_twin::Field16 dstNzMatrixStride = 0;
-};
-
-struct CopyRepeatParams {
-  CopyRepeatParams() {}
-  CopyRepeatParams(ascendc_twin::Field16 dst, ascendc_twin::Field16 src,
-                   ascendc_twin::Field16 dst_repeat, ascendc_twin::Field16 src_repeat)
-      : dstStride(dst), srcStride(src), dstRepeatSize(dst_repeat), srcRepeatSize(src_repeat) {}
-  ascendc_twin::Field16 dstStride = 1;
-  ascendc_twin::Field16 srcStride = 1;
-  ascendc_twin::Field16 dstRepeatSize = 8;
-  ascendc_twin::Field16 srcRepeatSize = 8;
-};
-
-}  // namespace AscendC
 
 namespace ascendc_twin {
 
@@ -194,6 +101,20 @@ inline Bursts InBlocks(const AscendC::DataCopyParams& params) {
           length + params.dstStride * 32ull};
 }
 
+// The bias table counts in 64 bytes where others count in 32, and the fixpipe buffer in 128. Into
+// the latter strides go from start to start.
+inline Bursts InBlocksOf(Hardware to, const AscendC::DataCopyParams& params) {
+  if (to == Hardware::BIAS) {
+    const uint64_t length = params.blockLen * 64ull;
+    return {params.blockCount, length, length + params.srcStride * 32ull,
+            length + params.dstStride * 64ull};
+  }
+  if (to == Hardware::FIXBUF)
+    return {params.blockCount, params.blockLen * 128ull, params.srcStride * 32ull,
+            params.dstStride * 128ull};
+  return InBlocks(params);
+}
+
 inline void CheckBursts(const Instruction& instruction, const AscendC::DataCopyParams& params) {
   if (params.blockCount == 0 || params.blockCount > 4095)
     instruction.Report("field-range",
@@ -227,7 +148,9 @@ void CopyLocal(const char* call, Loc loc, const LocalTensor<T>& dst, const Local
   }
   const bool widen = !std::is_same<T, U>::value;
   const Operand to = Use(instruction, dst, "dst", {Hardware::UB, Hardware::BIAS, Hardware::FIXBUF},
-                         pipe == kMte1 ? 64 : 32);
+                         pipe == kMte1  ? 64
+                         : pipe == kFix ? 128
+                                        : 32);
   const Operand from = Use(instruction, src, "src", {Hardware::UB, Hardware::L1});
   const uint64_t elements = bursts.length / sizeof(U);
   for (uint32_t i = 0; i < bursts.count; ++i) {
@@ -298,13 +221,15 @@ void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataC
 template <typename T>
 void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count,
               Loc loc = Loc::Here()) {
+  ascendc_twin::WholeBlocks<T>(ascendc_twin::Instruction(ascendc_twin::kV, "DataCopy", loc), count);
   ascendc_twin::CopyLocal("DataCopy", loc, dst, src, {1, count * sizeof(T) / 32 * 32, 0, 0});
 }
 
 template <typename T>
 void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& params,
               Loc loc = Loc::Here()) {
-  ascendc_twin::CopyLocal("DataCopy", loc, dst, src, ascendc_twin::InBlocks(params));
+  ascendc_twin::CopyLocal("DataCopy", loc, dst, src,
+                          ascendc_twin::InBlocksOf(GetPhyType(dst.position()), params));
 }
 
 // L1 to the bias table, where half becomes float on the way.
@@ -312,138 +237,9 @@ template <typename T, typename U,
           typename = typename std::enable_if<!std::is_same<T, U>::value>::type>
 void DataCopy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const DataCopyParams& params,
               Loc loc = Loc::Here()) {
-  ascendc_twin::Bursts bursts = ascendc_twin::InBlocks(params);
-  bursts.dst_step = bursts.length * sizeof(T) / sizeof(U) + params.dstStride * 32ull;
+  ascendc_twin::Bursts bursts = ascendc_twin::InBlocksOf(GetPhyType(dst.position()), params);
+  bursts.dst_step += bursts.length * sizeof(T) / sizeof(U) - bursts.length;
   ascendc_twin::CopyLocal("DataCopy", loc, dst, src, bursts);
-}
-
-template <typename T>
-void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Nd2NzParams& params,
-              Loc loc = Loc::Here()) {
-  using namespace ascendc_twin;
-  Instruction instruction(kMte2, "DataCopy(Nd2Nz)", loc);
-  const Operand to = Use(instruction, dst, "dst", {Hardware::L1});
-  const GlobalOperand from = Use(instruction, src, "src");
-  if (params.nValue > 16384 || params.dstNzC0Stride > 16384 || params.dstNzNStride > 16384)
-    instruction.Report("field-range", "nValue, dstNzC0Stride and dstNzNStride go up to 16384");
-  const uint32_t c0 = kBlock / sizeof(T);
-  const uint32_t columns = (params.dValue + c0 - 1) / c0;
-  const Nd2NzParams p = params;
-  uint64_t bytes = 0;
-  for (uint32_t nd = 0; nd < p.ndNum; ++nd)
-    for (uint32_t row = 0; row < p.nValue; ++row) {
-      Touch(instruction, from,
-            (nd * uint64_t(p.srcNdMatrixStride) + row * uint64_t(p.srcDValue)) * sizeof(T),
-            p.dValue * sizeof(T), Kind::kRead);
-      bytes += p.dValue * sizeof(T);
-    }
-  for (uint32_t nd = 0; nd < p.ndNum; ++nd)
-    for (uint32_t column = 0; column < columns; ++column)
-      for (uint32_t row = 0; row < p.nValue; ++row)
-        Touch(instruction, to,
-              nd * uint64_t(p.dstNzMatrixStride) * sizeof(T) +
-                  column * uint64_t(p.dstNzC0Stride) * kBlock +
-                  row * uint64_t(p.dstNzNStride) * kBlock,
-              kBlock, Kind::kWrite);
-  Count(instruction, "GM->L1", bytes);
-  CountElements(instruction, bytes / sizeof(T));
-  Issue(instruction, GlobalReadCycles(bytes), [=] {
-    for (uint32_t nd = 0; nd < p.ndNum; ++nd)
-      for (uint32_t column = 0; column < columns; ++column)
-        for (uint32_t row = 0; row < p.nValue; ++row) {
-          uint8_t* block = to.data() + nd * uint64_t(p.dstNzMatrixStride) * sizeof(T) +
-                           column * uint64_t(p.dstNzC0Stride) * kBlock +
-                           row * uint64_t(p.dstNzNStride) * kBlock;
-          const uint32_t first = column * c0;
-          const uint32_t live = std::min<uint32_t>(c0, p.dValue - first);
-          std::memset(block, 0, kBlock);
-          std::memcpy(block,
-                      from.data() + (nd * uint64_t(p.srcNdMatrixStride) +
-                                     row * uint64_t(p.srcDValue) + first) *
-                                        sizeof(T),
-                      live * sizeof(T));
-        }
-  });
-}
-
-template <typename T>
-void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
-                 const DataCopyExtParams& params, const DataCopyPadExtParams<T>& pad,
-                 Loc loc = Loc::Here()) {
-  using namespace ascendc_twin;
-  Instruction instruction(kMte2, "DataCopyPad", loc);
-  CheckPad(instruction, params, pad.leftPadding * sizeof(T), pad.rightPadding * sizeof(T));
-  const Operand to = Use(instruction, dst, "dst", {Hardware::UB, Hardware::L1});
-  const GlobalOperand from = Use(instruction, src, "src");
-  const uint64_t left = pad.leftPadding * sizeof(T);
-  const uint64_t used = left + params.blockLen + pad.rightPadding * sizeof(T);
-  const uint64_t row = (used + kBlock - 1) / kBlock * kBlock;
-  const uint64_t dst_step = row + params.dstStride * uint64_t(kBlock);
-  const uint64_t src_step = params.blockLen + uint64_t(params.srcStride);
-  // What lies beyond the asked-for padding holds the row's first element when no padding was asked
-  // for, and nothing that one may read otherwise.
-  const bool filled = left == 0 && pad.rightPadding == 0;
-  for (uint32_t i = 0; i < params.blockCount; ++i) {
-    Touch(instruction, from, i * src_step, params.blockLen, Kind::kRead);
-    if (pad.isPad)
-      Touch(instruction, to, i * dst_step, filled ? row : used, Kind::kWrite);
-    else if (filled)
-      Touch(instruction, to, i * dst_step, row, Kind::kWrite);
-    else
-      Touch(instruction, to, i * dst_step + left, params.blockLen, Kind::kWrite);
-  }
-  const uint64_t bytes = uint64_t(params.blockCount) * params.blockLen;
-  Count(instruction, PathName(Hardware::GM, GetPhyType(dst.position())), bytes);
-  CountElements(instruction, bytes / sizeof(T));
-  const DataCopyExtParams p = params;
-  const DataCopyPadExtParams<T> fill = pad;
-  Issue(instruction, GlobalReadCycles(bytes), [=] {
-    for (uint32_t i = 0; i < p.blockCount; ++i) {
-      uint8_t* out = to.data() + i * dst_step;
-      const uint8_t* in = from.data() + i * src_step;
-      if (fill.isPad || filled) {
-        T value = fill.paddingValue;
-        if (filled && p.blockLen >= sizeof(T)) std::memcpy(&value, in, sizeof(T));
-        const uint64_t upto = filled ? row : used;
-        for (uint64_t at = 0; at + sizeof(T) <= upto; at += sizeof(T))
-          std::memcpy(out + at, &value, sizeof(T));
-      }
-      std::memcpy(out + left, in, p.blockLen);
-    }
-  });
-}
-
-template <typename T>
-void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
-                 const DataCopyExtParams& params, Loc loc = Loc::Here()) {
-  using namespace ascendc_twin;
-  Instruction instruction(kMte3, "DataCopyPad", loc);
-  CheckPad(instruction, params, 0, 0);
-  const uint64_t row = (params.blockLen + uint64_t(kBlock) - 1) / kBlock * kBlock;
-  CopyOut(instruction, dst, src,
-          {params.blockCount, params.blockLen, row + params.srcStride * uint64_t(kBlock),
-           params.blockLen + uint64_t(params.dstStride)});
-}
-
-template <typename T>
-void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
-                 const DataCopyParams& params, const DataCopyPadParams& pad,
-                 Loc loc = Loc::Here()) {
-  T value;
-  std::memcpy(&value, &pad.paddingValue, sizeof(T));
-  DataCopyPad(
-      dst, src,
-      DataCopyExtParams(params.blockCount, params.blockLen, params.srcStride, params.dstStride, 0),
-      DataCopyPadExtParams<T>(pad.isPad, pad.leftPadding, pad.rightPadding, value), loc);
-}
-
-template <typename T>
-void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
-                 const DataCopyParams& params, Loc loc = Loc::Here()) {
-  DataCopyPad(
-      dst, src,
-      DataCopyExtParams(params.blockCount, params.blockLen, params.srcStride, params.dstStride, 0),
-      loc);
 }
 
 }  // namespace AscendC

@@ -1,8 +1,8 @@
 // Fixpipe: L0C to global memory or L1, with conversion, ReLU and the change from NZ to ND.
 #pragma once
 
-#include "convert.h"
-#include "cube.h"
+#include "mmad.h"
+#include "quant.h"
 
 namespace AscendC {
 
@@ -55,31 +55,17 @@ using FixpipeParamsM300 = FixpipeParamsV220;
 
 namespace ascendc_twin {
 
-template <typename T, typename U>
-bool CheckQuant(Instruction& instruction, QuantMode_t quant) {
-  using std::is_same;
-  const bool same = is_same<T, U>::value && quant == NoQuant;
-  const bool narrow =
-      is_same<U, float>::value && ((is_same<T, half>::value && quant == F322F16) ||
-                                   (is_same<T, bfloat16_t>::value && quant == F322BF16));
-  const bool scaled = is_same<U, int32_t>::value && is_same<T, half>::value && quant == DEQF16;
-  if (same || narrow || scaled) return true;
-  if (quant > F322BF16) {
-    ++instruction.core->launch->unchecked["Fixpipe quantisation"];
-    instruction.Refuse("unsupported", "this quantPre is not modelled");
-  } else {
-    instruction.Refuse("fixpipe-quant", "quantPre " + std::to_string(quant) +
-                                            " does not make the target's type of the source's");
-  }
-  return false;
-}
-
-// One row of one 16-wide (8-wide when channels are split) column block: where it lies on each side.
+// Piece by piece: a row of 16 columns (8 when channels are split). `scales` has a number for each
+// column, where the mode asks for them.
 template <typename T, typename U, typename To>
 void RunFixpipe(Instruction& instruction, const To& to, const LocalTensor<U>& src,
-                const AscendC::FixpipeParamsV220& p, bool nd) {
+                const AscendC::FixpipeParamsV220& p, bool nd, const Operand& scales = Operand()) {
   const Operand from = Use(instruction, src, "src", {Hardware::L0C}, 64);
   if (!CheckQuant<T, U>(instruction, p.quantPre)) return;
+  if (IsTensorQuant(p.quantPre) && !scales.space) {
+    instruction.Refuse("fixpipe-quant", "this quantPre wants a tensor of scales");
+    return;
+  }
   if (p.nSize == 0 || p.mSize == 0) return;
   if (p.nSize > 4095) instruction.Report("field-range", "nSize goes up to 4095");
   if (nd && p.mSize > 8192) instruction.Report("field-range", "mSize of NZ2ND goes up to 8192");
@@ -88,7 +74,10 @@ void RunFixpipe(Instruction& instruction, const To& to, const LocalTensor<U>& sr
   if (!nd && p.nSize % (p.isChannelSplit ? 8 : 16))
     instruction.Report("field-range", "nSize of an NZ target is a multiple of 16 (8 when split)");
   const AtomicOp op = AtomicFor<T>(instruction);
-  const uint32_t width = !nd && p.isChannelSplit ? 8 : 16;
+  const bool split = !nd && p.isChannelSplit;
+  const uint32_t width = split ? 8 : 16;
+  // In NZ a row of a column block fills 32 bytes, or 64 of float when channels are not split.
+  const uint32_t out_width = split ? 8 : sizeof(T) == 1 ? 32 : 16;
   const uint32_t matrices = nd ? uint32_t(p.ndNum) : 1;
   const AscendC::FixpipeParamsV220 params = p;
   const auto each = [=](auto&& f) {
@@ -99,21 +88,22 @@ void RunFixpipe(Instruction& instruction, const To& to, const LocalTensor<U>& sr
               (matrix * uint64_t(params.srcNdStride) * 256 +
                column / 16 * uint64_t(params.srcStride) * 16 + row * 16 + column % 16) *
               sizeof(U);
-          const uint64_t out =
-              nd ? (matrix * uint64_t(params.dstNdStride) + row * uint64_t(params.dstStride) +
-                    column) *
-                       sizeof(T)
-                 : column / width * uint64_t(params.dstStride) * kBlock + row * width * sizeof(T);
-          f(out, in, std::min<uint32_t>(width, params.nSize - column));
+          const uint64_t out = nd ? (matrix * uint64_t(params.dstNdStride) +
+                                     row * uint64_t(params.dstStride) + column) *
+                                        sizeof(T)
+                                  : column / out_width * uint64_t(params.dstStride) * kBlock +
+                                        (row * out_width + column % out_width) * sizeof(T);
+          f(out, in, column, std::min<uint32_t>(width, params.nSize - column));
         }
   };
   uint64_t bytes = 0;
-  each([&](uint64_t out, uint64_t in, uint32_t count) {
+  each([&](uint64_t out, uint64_t in, uint32_t, uint32_t count) {
     Touch(instruction, from, in, count * sizeof(U), Kind::kRead);
     Touch(instruction, to, out, count * sizeof(T),
           op == AtomicOp::kNone ? Kind::kWrite : Kind::kAtomic);
     bytes += count * sizeof(T);
   });
+  if (IsTensorQuant(p.quantPre)) Touch(instruction, scales, 0, p.nSize * 8ull, Kind::kRead);
   if (p.unitFlag && !UnitFlags().to_fix.clock.empty()) {
     Acquire(instruction.core, kFix, UnitFlags().to_fix);
     if (p.unitFlag == 3) UnitFlags().to_fix = Token();
@@ -126,17 +116,18 @@ void RunFixpipe(Instruction& instruction, const To& to, const LocalTensor<U>& sr
   const Loc loc = instruction.loc;
   Issue(instruction, GlobalWriteCycles(bytes), [=] {
     FiniteCheck check;
-    each([&](uint64_t out, uint64_t in, uint32_t count) {
+    // All scales go into the fixpipe buffer before the first result leaves, maybe to where they
+    // were.
+    std::vector<uint64_t> factors(params.nSize, params.deqScalar);
+    if (IsTensorQuant(params.quantPre))
+      std::memcpy(factors.data(), scales.data(), params.nSize * 8);
+    each([&](uint64_t out, uint64_t in, uint32_t column, uint32_t count) {
       T row[16];
       for (uint32_t i = 0; i < count; ++i) {
         U value;
         std::memcpy(&value, from.data() + in + i * sizeof(U), sizeof(U));
         if (params.reluEn && value < U(0)) value = U(0);
-        if (params.quantPre == DEQF16)
-          row[i] = static_cast<T>(static_cast<float>(value) *
-                                  BitsFloat(static_cast<uint32_t>(params.deqScalar)));
-        else
-          row[i] = static_cast<T>(value);
+        row[i] = Quantise<T, U>(value, params.quantPre, factors[column + i]);
         check.See(row[i], value);
       }
       StoreAs<T>(op, to.data() + out, reinterpret_cast<const uint8_t*>(row), count * sizeof(T));
@@ -168,6 +159,30 @@ void Fixpipe(const LocalTensor<T>& dst, const LocalTensor<U>& src, const Fixpipe
   if (std::is_same<T, float>::value || std::is_same<T, int32_t>::value)
     instruction.Report("dtype", "Fixpipe into L1 makes 16- or 8-bit elements");
   RunFixpipe<T, U>(instruction, to, src, params, config.format == CO2Layout::ROW_MAJOR);
+}
+
+// With a scale per column: they come from L1, and pass through the fixpipe buffer.
+template <typename T, typename U, const FixpipeConfig& config = CFG_ROW_MAJOR, typename S>
+void Fixpipe(const GlobalTensor<T>& dst, const LocalTensor<U>& src,
+             const LocalTensor<S>& cbufWorkspace, const FixpipeParamsV220& params,
+             Loc loc = Loc::Here()) {
+  using namespace ascendc_twin;
+  static_assert(sizeof(S) == 8, "scales are uint64_t");
+  Instruction instruction(kFix, "Fixpipe", loc);
+  const GlobalOperand to = Use(instruction, dst, "dst");
+  const Operand scales = Use(instruction, cbufWorkspace, "cbufWorkspace", {Hardware::L1});
+  RunFixpipe<T, U>(instruction, to, src, params, config.format == CO2Layout::ROW_MAJOR, scales);
+}
+template <typename T, typename U, const FixpipeConfig& config = CFG_ROW_MAJOR, typename S>
+void Fixpipe(const LocalTensor<T>& dst, const LocalTensor<U>& src,
+             const LocalTensor<S>& cbufWorkspace, const FixpipeParamsV220& params,
+             Loc loc = Loc::Here()) {
+  using namespace ascendc_twin;
+  static_assert(sizeof(S) == 8, "scales are uint64_t");
+  Instruction instruction(kFix, "Fixpipe", loc);
+  const Operand to = Use(instruction, dst, "dst", {Hardware::L1});
+  const Operand scales = Use(instruction, cbufWorkspace, "cbufWorkspace", {Hardware::L1});
+  RunFixpipe<T, U>(instruction, to, src, params, config.format == CO2Layout::ROW_MAJOR, scales);
 }
 
 }  // namespace AscendC

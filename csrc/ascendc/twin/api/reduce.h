@@ -1,7 +1,7 @@
-// Reductions: of a block, of neighbours, of a repeat, of a whole tensor.
+// Reductions of a block, of neighbours, of a repeat.
 #pragma once
 
-#include "convert.h"
+#include "fill.h"
 
 namespace ascendc_twin {
 
@@ -153,70 +153,6 @@ void ReduceRepeats(const char* call, Loc loc, ReduceType type, const LocalTensor
   });
 }
 
-// A whole tensor, by repeats of repeats through the temporary tensor.
-template <typename T>
-void ReduceAll(const char* call, Loc loc, ReduceType type, const LocalTensor<T>& dst,
-               const LocalTensor<T>& src, const LocalTensor<T>& tmp, int64_t count, bool index) {
-  Instruction instruction(kV, call, loc);
-  CheckType<T, half, float>(instruction);
-  const Lanes lanes = CountLanes(instruction, count, sizeof(T));
-  const VectorOperand in = UseVector(instruction, src, "src", lanes);
-  const uint32_t size = index ? 2 * sizeof(T) : sizeof(T);
-  const Operand out = Use(instruction, dst, "dst", {Hardware::UB}, size);
-  const Operand scratch = Use(instruction, tmp, "sharedTmpBuffer", {Hardware::UB});
-  TouchLanes(instruction, in, lanes, Kind::kRead);
-  const uint32_t per_repeat = type == ReduceType::SUM ? 1 : 2;
-  if (lanes.total) {
-    Touch(instruction, scratch, 0,
-          (lanes.repeats * per_repeat * sizeof(T) + kBlock - 1) / kBlock * kBlock, Kind::kWrite);
-    Touch(instruction, out, 0, size, Kind::kWrite);
-  }
-  CountElements(instruction, lanes.total);
-  double cycles = 0;
-  for (uint64_t rest = lanes.total; rest > 1;) {
-    const uint64_t repeats = (rest + lanes.lanes - 1) / lanes.lanes;
-    cycles += VectorCycles(VectorRate::kReduce, repeats, lanes.lanes);
-    rest = repeats;
-  }
-  Launch* launch = instruction.core->launch;
-  Core* core = instruction.core;
-  Issue(instruction, cycles, [=] {
-    if (lanes.total == 0) return;
-    std::vector<T> values(lanes.total);
-    std::vector<uint32_t> positions(lanes.total);
-    std::memcpy(values.data(), in.where.data(), lanes.total * sizeof(T));
-    bool finite = true;
-    for (uint64_t i = 0; i < lanes.total; ++i) {
-      positions[i] = static_cast<uint32_t>(i);
-      finite &= Finite(values[i]);
-    }
-    FiniteCheck check;
-    if (type == ReduceType::SUM) {
-      while (values.size() > 1) {
-        std::vector<T> next;
-        for (size_t start = 0; start < values.size(); start += lanes.lanes) {
-          std::vector<T> part(
-              values.begin() + start,
-              values.begin() + std::min<size_t>(start + lanes.lanes, values.size()));
-          next.push_back(TreeSum(part));
-        }
-        values.swap(next);
-      }
-      if (finite) check.See(values[0], T(0));
-      core->reduce_sum = static_cast<double>(static_cast<Wide<T>>(values[0]));
-      std::memcpy(out.data(), &values[0], sizeof(T));
-    } else {
-      const Extreme best = FindExtreme(values, positions, type == ReduceType::MAX);
-      const T value = static_cast<T>(static_cast<Wide<T>>(best.value));
-      std::memcpy(out.data(), &value, sizeof(T));
-      if (index) std::memcpy(out.data() + sizeof(T), &best.index, sizeof(T));
-      core->reduce_value = best.value;
-      core->reduce_index = best.index;
-    }
-    ReportFinite(launch, core, call, loc, check);
-  });
-}
-
 }  // namespace ascendc_twin
 
 namespace AscendC {
@@ -240,20 +176,6 @@ namespace AscendC {
     ascendc_twin::ReduceGroups<T, const uint64_t*>(                                                \
         "BlockReduce" #NAME, loc, ReduceType::TYPE, dst, src, mask, isSetMask, repeatTime,         \
         dstRepStride, srcBlkStride, srcRepStride, 32 / sizeof(T));                                 \
-  }                                                                                                \
-  template <typename T>                                                                            \
-  void Reduce##NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src,                          \
-                    const LocalTensor<T>& sharedTmpBuffer, const int32_t count, bool calIndex,     \
-                    Loc loc = Loc::Here()) {                                                       \
-    ascendc_twin::ReduceAll("Reduce" #NAME, loc, ReduceType::TYPE, dst, src, sharedTmpBuffer,      \
-                            count, calIndex);                                                      \
-  }                                                                                                \
-  template <typename T, bool isSetMask = true>                                                     \
-  void Reduce##NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src,                          \
-                    const LocalTensor<T>& sharedTmpBuffer, const int32_t count,                    \
-                    Loc loc = Loc::Here()) {                                                       \
-    ascendc_twin::ReduceAll("Reduce" #NAME, loc, ReduceType::TYPE, dst, src, sharedTmpBuffer,      \
-                            count, false);                                                         \
   }
 
 ASCENDC_TWIN_REDUCE(Sum, SUM)
@@ -316,25 +238,37 @@ void PairReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const i
                                           static_cast<uint64_t>(mask), isSetMask, repeatTime,
                                           dstRepStride, srcBlkStride, srcRepStride, 2);
 }
+template <typename T, bool isSetMask = true>
+void PairReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t repeatTime,
+                   const uint64_t mask[], const int32_t dstRepStride, const int32_t srcBlkStride,
+                   const int32_t srcRepStride, Loc loc = Loc::Here()) {
+  ascendc_twin::ReduceGroups<T, const uint64_t*>("PairReduceSum", loc, ReduceType::SUM, dst, src,
+                                                 mask, isSetMask, repeatTime, dstRepStride,
+                                                 srcBlkStride, srcRepStride, 2);
+}
 
-// Names from CANN 9.x on: the mask comes before the repeat.
-template <ReduceType type, typename T, typename U, bool isSetMask = true>
-void ReduceDataBlock(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
-                     const int32_t repeatTime, const int32_t dstRepStride,
-                     const int32_t srcBlkStride, const int32_t srcRepStride,
-                     Loc loc = Loc::Here()) {
-  ascendc_twin::ReduceGroups<T, uint64_t>("ReduceDataBlock", loc, type, dst, src,
-                                          static_cast<uint64_t>(mask), isSetMask, repeatTime,
-                                          dstRepStride, srcBlkStride, srcRepStride, 32 / sizeof(T));
-}
-template <ReduceType type, typename T, typename U, bool isSetMask = true>
-void ReducePairElem(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
-                    const int32_t repeatTime, const int32_t dstRepStride,
-                    const int32_t srcBlkStride, const int32_t srcRepStride, Loc loc = Loc::Here()) {
-  ascendc_twin::ReduceGroups<T, uint64_t>("ReducePairElem", loc, type, dst, src,
-                                          static_cast<uint64_t>(mask), isSetMask, repeatTime,
-                                          dstRepStride, srcBlkStride, srcRepStride, 2);
-}
+// Names from CANN 9.x on: the mask, a number of lanes or their bits, comes before the repeat.
+#define ASCENDC_TWIN_REDUCE(NAME, GROUP)                                                        \
+  template <ReduceType type, typename T, typename U, bool isSetMask = true>                     \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,           \
+            const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,   \
+            const int32_t srcRepStride, Loc loc = Loc::Here()) {                                \
+    ascendc_twin::ReduceGroups<T, uint64_t>(#NAME, loc, type, dst, src,                         \
+                                            static_cast<uint64_t>(mask), isSetMask, repeatTime, \
+                                            dstRepStride, srcBlkStride, srcRepStride, GROUP);   \
+  }                                                                                             \
+  template <ReduceType type, typename T, typename U, bool isSetMask = true>                     \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<U>& src, const uint64_t mask[],        \
+            const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,   \
+            const int32_t srcRepStride, Loc loc = Loc::Here()) {                                \
+    ascendc_twin::ReduceGroups<T, const uint64_t*>(#NAME, loc, type, dst, src, mask, isSetMask, \
+                                                   repeatTime, dstRepStride, srcBlkStride,      \
+                                                   srcRepStride, GROUP);                        \
+  }
+ASCENDC_TWIN_REDUCE(ReduceDataBlock, 32 / sizeof(T))
+ASCENDC_TWIN_REDUCE(ReducePairElem, 2)
+#undef ASCENDC_TWIN_REDUCE
+
 template <ReduceType type, typename T, typename U, bool isSetMask = true>
 void ReduceRepeat(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
                   const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,
@@ -344,31 +278,14 @@ void ReduceRepeat(const LocalTensor<T>& dst, const LocalTensor<U>& src, const in
                                            static_cast<uint64_t>(mask), isSetMask, repeatTime,
                                            dstRepStride, srcBlkStride, srcRepStride, order);
 }
-
-// The registers that the last reduction left; the compiler orders V before this.
-template <typename T>
-T GetAccVal() {
-  ascendc_twin::Core* core = ascendc_twin::CurrentCore();
-  ascendc_twin::Force(core->launch, core->Thread(ascendc_twin::kV),
-                      core->pipes[ascendc_twin::kV].issued);
-  return static_cast<T>(static_cast<ascendc_twin::Wide<T>>(core->reduce_sum));
-}
-template <typename T>
-T GetReduceRepeatSumSpr() {
-  return GetAccVal<T>();
-}
-template <typename T>
-void GetReduceMaxMinCount(T& value, T& index) {
-  ascendc_twin::Core* core = ascendc_twin::CurrentCore();
-  ascendc_twin::Force(core->launch, core->Thread(ascendc_twin::kV),
-                      core->pipes[ascendc_twin::kV].issued);
-  value = static_cast<T>(static_cast<ascendc_twin::Wide<T>>(core->reduce_value));
-  const uint32_t bits = static_cast<uint32_t>(core->reduce_index);
-  std::memcpy(&index, &bits, sizeof(T));
-}
-template <typename T>
-void GetReduceRepeatMaxMinSpr(T& value, T& index) {
-  GetReduceMaxMinCount(value, index);
+template <ReduceType type, typename T, typename U, bool isSetMask = true>
+void ReduceRepeat(const LocalTensor<T>& dst, const LocalTensor<U>& src, const uint64_t mask[],
+                  const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,
+                  const int32_t srcRepStride, ReduceOrder order = ReduceOrder::ORDER_VALUE_INDEX,
+                  Loc loc = Loc::Here()) {
+  ascendc_twin::ReduceRepeats<T, const uint64_t*>("ReduceRepeat", loc, type, dst, src, mask,
+                                                  isSetMask, repeatTime, dstRepStride, srcBlkStride,
+                                                  srcRepStride, order);
 }
 
 }  // namespace AscendC

@@ -1,25 +1,7 @@
-// Compare, Select, Gather and GatherMask.
+// Compare and Select.
 #pragma once
 
-#include "reduce.h"
-
-namespace AscendC {
-
-struct GatherMaskParams {
-  GatherMaskParams() {}
-  GatherMaskParams(ascendc_twin::Field8 block, ascendc_twin::Field16 repeats,
-                   ascendc_twin::Field16 repeat_stride, ascendc_twin::Field8 pattern_stride)
-      : src0BlockStride(block),
-        repeatTimes(repeats),
-        src0RepeatStride(repeat_stride),
-        src1RepeatStride(pattern_stride) {}
-  ascendc_twin::Field8 src0BlockStride = 1;
-  ascendc_twin::Field16 repeatTimes = 1;
-  ascendc_twin::Field16 src0RepeatStride = 0;
-  ascendc_twin::Field8 src1RepeatStride = 8;
-};
-
-}  // namespace AscendC
+#include "reduce_all.h"
 
 namespace ascendc_twin {
 
@@ -129,6 +111,51 @@ void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const LocalT
                 [b](uint32_t r, uint32_t lane) { return b.Load<T>(r, lane); });
 }
 
+// Of one repeat, into the register that GetCmpMask reads.
+template <typename T, bool isSetMask = true, typename Mask = uint64_t>
+void Compare(const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE mode, const Mask mask,
+             const BinaryRepeatParams& p, Loc loc = Loc::Here()) {
+  using namespace ascendc_twin;
+  Instruction instruction(kV, "Compare", loc);
+  CheckType<T, half, float>(instruction);
+  const Lanes lanes = MaskLanes(instruction, mask, 1, sizeof(T), isSetMask);
+  const VectorOperand a = UseVector(instruction, src0, "src0", p.src0BlkStride, p.src0RepStride);
+  const VectorOperand b = UseVector(instruction, src1, "src1", p.src1BlkStride, p.src1RepStride);
+  TouchLanes(instruction, a, lanes, Kind::kRead);
+  TouchLanes(instruction, b, lanes, Kind::kRead);
+  CountElements(instruction, LiveCount(lanes));
+  Core* core = instruction.core;
+  Issue(instruction, VectorCycles(VectorRate::kFull, 1, lanes.lanes), [=] {
+    core->compare_mask[0] = core->compare_mask[1] = 0;
+    ForLanes(lanes, [&](uint32_t r, uint32_t lane) {
+      if (ascendc_twin::Compares<Wide<T>>(mode, a.Load<T>(r, lane), b.Load<T>(r, lane)))
+        core->compare_mask[lane / 64] |= uint64_t(1) << (lane % 64);
+    });
+  });
+}
+
+template <typename T>
+void GetCmpMask(const LocalTensor<T>& dst, Loc loc = Loc::Here()) {
+  using namespace ascendc_twin;
+  Instruction instruction(kV, "GetCmpMask", loc);
+  const Operand to = Use(instruction, dst, "dst", {Hardware::UB}, 16);
+  Touch(instruction, to, 0, 16, Kind::kWrite);
+  CountElements(instruction, 16 / sizeof(T));
+  Core* core = instruction.core;
+  Issue(instruction, 1, [=] { std::memcpy(to.data(), core->compare_mask, 16); });
+}
+
+template <typename T>
+void SetCmpMask(const LocalTensor<T>& src, Loc loc = Loc::Here()) {
+  using namespace ascendc_twin;
+  Instruction instruction(kV, "SetCmpMask", loc);
+  const Operand from = Use(instruction, src, "src", {Hardware::UB}, 16);
+  Touch(instruction, from, 0, 16, Kind::kRead);
+  CountElements(instruction, 16 / sizeof(T));
+  Core* core = instruction.core;
+  Issue(instruction, 1, [=] { std::memcpy(core->compare_mask, from.data(), 16); });
+}
+
 template <typename T, typename U>
 void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T scalar,
                    CMPMODE mode, uint32_t count, Loc loc = Loc::Here()) {
@@ -208,80 +235,29 @@ void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const Loca
   RunSelect<T>(instruction, lanes, d, bits, a, mode, [src1](uint32_t, uint32_t) { return src1; });
 }
 
-// dst[i] = the element at byte srcBaseOffset + srcOffset[i] of src. The offsets are data, so the
-// twin reads them when the call is issued, and V must have written them by then.
-template <typename T>
-void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
-            const LocalTensor<uint32_t>& srcOffset, const uint32_t srcBaseOffset,
-            const uint32_t count, Loc loc = Loc::Here()) {
+// By the bits of the register that SetCmpMask or Compare filled, the same for every repeat.
+template <typename T, SELMODE selMode = SELMODE::VSEL_CMPMASK_SPR>
+void Select(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+            ascendc_twin::Field8 repeatTime, const BinaryRepeatParams& p, Loc loc = Loc::Here()) {
   using namespace ascendc_twin;
-  Instruction instruction(kV, "Gather", loc);
-  const Lanes lanes = CountLanes(instruction, count, std::max<uint32_t>(sizeof(T), 4));
-  const VectorOperand d = UseVector(instruction, dst, "dst", lanes);
-  const Operand from = Use(instruction, src, "src", {Hardware::UB});
-  const Operand offsets = Use(instruction, srcOffset, "srcOffset", {Hardware::UB});
-  Touch(instruction, offsets, 0, count * 4ull, Kind::kRead);
-  if (instruction.runnable) {
-    Force(instruction.core->launch, instruction.core->Thread(kV),
-          instruction.core->pipes[kV].issued);
-    for (uint32_t i = 0; i < count; ++i) {
-      uint32_t offset;
-      std::memcpy(&offset, offsets.data() + i * 4, 4);
-      if (offset % sizeof(T)) instruction.Report("misaligned", "an offset is not whole elements");
-      Touch(instruction, from, srcBaseOffset + int64_t(offset), sizeof(T), Kind::kRead);
-    }
-  }
+  static_assert(selMode == SELMODE::VSEL_CMPMASK_SPR,
+                "Atlas A2 selects two tensors by the register");
+  Instruction instruction(kV, "Select", loc);
+  CheckType<T, half, float>(instruction);
+  const Lanes lanes = MaskLanes(instruction, uint64_t(0), repeatTime, sizeof(T), false);
+  const VectorOperand d = UseVector(instruction, dst, "dst", p.dstBlkStride, p.dstRepStride);
+  const VectorOperand a = UseVector(instruction, src0, "src0", p.src0BlkStride, p.src0RepStride);
+  const VectorOperand b = UseVector(instruction, src1, "src1", p.src1BlkStride, p.src1RepStride);
+  TouchLanes(instruction, a, lanes, Kind::kRead);
+  TouchLanes(instruction, b, lanes, Kind::kRead);
   TouchLanes(instruction, d, lanes, Kind::kWrite);
-  CountElements(instruction, count);
-  Issue(instruction, VectorCycles(VectorRate::kGather, lanes.repeats, lanes.lanes), [=] {
-    for (uint32_t i = 0; i < count; ++i) {
-      uint32_t offset;
-      std::memcpy(&offset, offsets.data() + i * 4, 4);
-      std::memcpy(d.where.data() + i * sizeof(T), from.data() + srcBaseOffset + offset, sizeof(T));
-    }
-  });
-}
-
-// The elements of src0 that a fixed pattern names, packed: 1 even, 2 odd, 3..6 every fourth from
-// 0..3, 7 all.
-template <typename T>
-void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, ascendc_twin::Field8 pattern,
-                const bool reduceMode, const uint32_t mask, const GatherMaskParams& p,
-                uint64_t& rsvdCnt, Loc loc = Loc::Here()) {
-  using namespace ascendc_twin;
-  Instruction instruction(kV, "GatherMask", loc);
-  if (pattern < 1 || pattern > 7) {
-    instruction.Refuse("field-range", "pattern " + std::to_string(pattern) + "; wanted 1..7");
-    return;
-  }
-  const Operand to = Use(instruction, dst, "dst", {Hardware::UB});
-  const VectorOperand from =
-      UseVector(instruction, src0, "src0", p.src0BlockStride, p.src0RepeatStride);
-  const uint32_t lanes = reduceMode ? mask : LanesOf(sizeof(T));
-  auto picked = [pattern](uint32_t i) {
-    if (pattern == 7) return true;
-    if (pattern <= 2) return i % 2 == static_cast<uint32_t>(pattern - 1);
-    return i % 4 == static_cast<uint32_t>(pattern - 3);
-  };
-  uint64_t count = 0;
-  for (uint32_t r = 0; r < p.repeatTimes; ++r)
-    for (uint32_t i = 0; i < lanes; ++i) {
-      if (!picked(i)) continue;
-      Touch(instruction, from.where, from.Offset(r, i), sizeof(T), Kind::kRead);
-      ++count;
-    }
-  Touch(instruction, to, 0, count * sizeof(T), Kind::kWrite);
-  CountElements(instruction, count);
-  rsvdCnt = count;
-  const uint32_t repeats = p.repeatTimes;
-  Issue(instruction, repeats * (lanes * sizeof(T) / 256.0) * (sizeof(T) == 2 ? 2 : 2), [=] {
-    uint64_t at = 0;
-    for (uint32_t r = 0; r < repeats; ++r)
-      for (uint32_t i = 0; i < lanes; ++i)
-        if (picked(i)) {
-          const T value = from.Load<T>(r, i);
-          std::memcpy(to.data() + at++ * sizeof(T), &value, sizeof(T));
-        }
+  CountElements(instruction, LiveCount(lanes));
+  const Core* core = instruction.core;
+  Issue(instruction, VectorCycles(VectorRate::kFull, lanes.repeats, lanes.lanes), [=] {
+    ForLanes(lanes, [&](uint32_t r, uint32_t lane) {
+      const bool take = core->compare_mask[lane / 64] >> (lane % 64) & 1;
+      d.Store<T>(r, lane, take ? a.Load<T>(r, lane) : b.Load<T>(r, lane));
+    });
   });
 }
 

@@ -1,7 +1,7 @@
 // Flags, barriers, cross-core synchronisation, indices, cache control and atomics.
 #pragma once
 
-#include "queue.h"
+#include "memory.h"
 
 #define g_coreType (ascendc_twin::CurrentCore()->cube ? AscendC::AIC : AscendC::AIV)
 #define ASCEND_IS_AIC (ascendc_twin::CurrentCore()->cube)
@@ -141,29 +141,6 @@ inline void SyncAll(const GlobalTensor<int32_t>& workspace, const LocalTensor<in
   SyncCores(core, "SyncAll", loc, 2, PIPE_ALL, PIPE_ALL, [limit](const Core& other) {
     return !other.cube && (limit == 0 || other.block * other.ratio + other.sub < limit);
   });
-}
-
-template <bool isAIVOnly = true>
-inline void IBSet(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t block,
-                  int32_t event, Loc loc = Loc::Here()) {
-  using namespace ascendc_twin;
-  Core* core = CurrentCore();
-  Unchecked("IBSet: its buffers");
-  BarrierAll(core);
-  core->launch->ib_flags[{block, event}].push_back(
-      Release(core, kS, core->launch->SiteId("IBSet", loc)));
-}
-template <bool isAIVOnly = true>
-inline void IBWait(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t block,
-                   int32_t event, Loc loc = Loc::Here()) {
-  using namespace ascendc_twin;
-  Core* core = CurrentCore();
-  Unchecked("IBWait: its buffers");
-  auto& flags = core->launch->ib_flags[{block, event}];
-  core->launch->Block(core, "IBWait", loc, "IBSet of block " + std::to_string(block),
-                      [&flags] { return !flags.empty(); });
-  Acquire(core, kS, flags.front());
-  flags.pop_front();
 }
 
 template <typename T, CacheLine entire, DcciDst destination = DcciDst::CACHELINE_ALL>

@@ -1,7 +1,7 @@
 // The frame of vector instructions: which lanes of which repeats, where each operand's lanes are.
 #pragma once
 
-#include "copy.h"
+#include "copy_pad.h"
 
 namespace AscendC {
 

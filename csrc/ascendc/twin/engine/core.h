@@ -91,6 +91,14 @@ struct MaskRegister {
 
 enum class AtomicOp : uint8_t { kNone, kAdd, kMax, kMin };
 
+// What SetFixpipe* and SetFixPipeConfig leave for a DataCopy out of L0C.
+struct FixpipeRegisters {
+  uint64_t scalar = 0;
+  uint16_t matrices = 1, src_stride = 0;
+  uint32_t dst_stride = 0;
+  uint32_t scales = 0;  // in the fixpipe buffer
+};
+
 struct Launch;
 
 struct Core {
@@ -110,6 +118,12 @@ struct Core {
   double reduce_sum = 0;
   double reduce_value = 0, reduce_index = 0;
   uint64_t compare_mask[2] = {0, 0};
+  const void* polled = nullptr;  // by the scalar unit: an address, its value, how often
+  uint64_t polled_value = 0;
+  uint32_t polls = 0;
+  uint64_t pad_value = 0;
+  bool pad_value_set = false;
+  FixpipeRegisters fixpipe;
   std::unordered_map<uint64_t, std::pair<uint32_t, bool>> cached_lines;  // line: version, dirty
   void* pipe_object = nullptr;                                           // the live TPipe
   uint32_t ub_in_use = 0;

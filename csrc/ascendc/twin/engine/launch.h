@@ -64,6 +64,7 @@ struct Launch {
   // Cross-core state: contributions that wait for their partners.
   std::map<int, std::deque<Token>> group_mode[3][kCrossFlags];  // by the core that set
   std::map<std::pair<int, int>, std::deque<Token>> ib_flags;
+  std::map<const void*, Token> posted;  // by who wrote last beside its cache
   struct Barrier {
     std::vector<bool> arrived;
     Token joined;
@@ -126,6 +127,14 @@ struct Launch {
       waiting_.erase(core->id);
       if (abandoned_) throw Abandoned();
     }
+  }
+
+  // Lets another core that can run go first.
+  void Yield(Core* core) {
+    std::unique_lock<std::mutex> lock(turn_mutex_);
+    PassTurn(core->id);
+    turn_changed_.wait(lock, [&] { return turn_ == core->id || abandoned_; });
+    if (abandoned_) throw Abandoned();
   }
 
   void Finish(Core* core) {
