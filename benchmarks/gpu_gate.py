@@ -8,7 +8,8 @@ of the tile tables that no call picks. The rest is a table, committed, whose cha
 
     python benchmarks/gpu_gate.py --check     # compile what is in the committed table, and compare
     python benchmarks/gpu_gate.py             # compile, and write what has no complaint into it
-    python benchmarks/gpu_gate.py --no-table  # compile alone: another Triton has other figures
+    python benchmarks/gpu_gate.py --no-table  # compile alone, with another Triton, whose figures
+                                              # are others: a spill is said and does not fail
 """
 
 import argparse
@@ -233,7 +234,7 @@ def main():
             elif not complaints and not args.no_table:
                 results.setdefault(target, {})[op] = rows
                 RESULTS.write_text(text_of(results))
-            failed |= bool(complaints)
+            failed |= any(not (args.no_table and line.endswith(" spills")) for line in complaints)
             print(f"{target} {op}: {len(rows)} kernels, {len(complaints)} complaints", flush=True)
             for line in complaints:
                 print(f"  {line}", flush=True)
