@@ -144,7 +144,7 @@ def plain(module, *kinds):
     return (
         definer(module) in kinds
         and ("forward" not in own or swapped)
-        and "_hf_hook" not in vars(module)
+        and "_hf_hook" not in own
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )
