@@ -89,7 +89,7 @@ def build_flux2_double():
     from diffusers.models.transformers.transformer_flux2 import Flux2TransformerBlock
 
     modulation = {name: normal(1, 6 * 6144) for name in ("temb_mod_img", "temb_mod_txt")}
-    inputs = _flux2_streams(128, 64) | modulation | _tables(192)
+    inputs = _flux2_streams(64, 32) | modulation | _tables(96)
     return Flux2TransformerBlock(6144, 48, 128), inputs
 
 
@@ -216,7 +216,7 @@ BLOCKS = (
         "1 of 40 blocks", build_wan_14b, wide=WAN_WIDE,
     ),
     BlockWorkload(
-        "flux2-double", DIFFUSERS, "FLUX.2-dev double", "128 image, 64 text tokens",
+        "flux2-double", DIFFUSERS, "FLUX.2-dev double", "64 image, 32 text tokens",
         "1 of 8 blocks", build_flux2_double, wide=ROPE,
     ),
     BlockWorkload(

@@ -138,11 +138,13 @@ def plain(module, *kinds):
     LoRA and quantised layers are other classes; accelerate's hooks and transformers' tensor
     parallelism are a forward on the instance, maybe over the swapped one.
     """
-    forward = vars(module).get("forward")
+    own = vars(module)
+    # dynamo does not compare partials, so their type stands for "the one that is recorded"
+    swapped = is_swapped(module) and isinstance(own.get("forward"), functools.partial)
     return (
         definer(module) in kinds
-        and (forward is None or any(note[3] is forward for note in vars(module).get(RECORD, ())))
-        and "_hf_hook" not in vars(module)
+        and ("forward" not in own or swapped)
+        and "_hf_hook" not in own
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )
