@@ -207,10 +207,11 @@ def test_flops_count_what_the_mask_lets_through():
     packed = {"q": q[0], "k": k[0], "v": v[0], "causal": False}
     packed["cu_seqlens_q"] = torch.tensor([0, 1, 3], dtype=torch.int32)
     packed["cu_seqlens_k"] = torch.tensor([0, 2, 5], dtype=torch.int32)
-    assert cost.flops("attention", packed) == 2 * 4 * (1 * 2 + 2 * 3) * (8 + 6)
-    assert cost.flops("attention", packed, "forward+backward") == 3.5 * cost.flops(
-        "attention", packed
-    )
+    product = 2 * 4 * (1 * 2 + 2 * 3)
+    assert cost.flops("attention", packed) == product * (8 + 6)
+    # the scores again, dq and dk; dv and the weights' gradients
+    assert cost.flops("attention", packed, "backward") == product * (3 * 8 + 2 * 6)
+    assert cost.flops("attention", packed, "forward+backward") == product * (4 * 8 + 3 * 6)
 
 
 def test_flops_of_the_matrix_products():
