@@ -47,8 +47,8 @@ def _through_float32(original):
 
 
 def _dot(self, a, b, d, *args, **kwargs):
-    # float32 operands: BLAS, where numpy has but a slow loop for halves
-    a, b = (_wide(t).data.astype(np.float32) for t in (a, b))
+    # float64: in float32 the error of a long sum would be that of the BLAS at hand
+    a, b = (_wide(t).data.astype(np.float64) for t in (a, b))
     return Handle((np.matmul(a, b) + d.data).astype(d.data.dtype), d.dtype.scalar)
 
 
