@@ -11,6 +11,7 @@ for each other. What all cores together move is held against HBM besides, at 1.6
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def _randn(*shape):
 
 
 def _runs(ops):
-    """{name: (what, call)}; calls run one kernel, or two alike."""
+    """{name: (what, call)}; a name begins with the kernel's that is meant, if a call runs more."""
     c = 1152
     x, m, w = _randn(1, 64, c), [_randn(1, c) for _ in range(3)], _randn(1024, c)
     bias, none = _randn(1024), [None] * 3
@@ -38,6 +39,13 @@ def _runs(ops):
     def attention(tokens, heads, dim):
         q = _randn(1, tokens, heads, dim)
         return lambda: ops.attention(q, q, q, None, None, None, 0, 0, False, -1, -1, dim**-0.5)
+
+    def attention_backward(tokens, heads, dim):
+        q, lse = _randn(1, tokens, heads, dim), torch.full((1, heads, tokens), math.log(tokens) + 1)
+        args = (q, None, q, q, q, q, lse, *none, 0, 0, False, -1, -1, dim**-0.5)
+        return lambda: ops.attention_backward(*args)
+
+    gradients, wide_gradients = attention_backward(1024, 1, 64), attention_backward(1024, 1, 128)
 
     return {
         "modulate": (
@@ -66,6 +74,11 @@ def _runs(ops):
         "attention, short": ("one head of 64; 512 tokens", attention(512, 1, 64)),
         "attention": ("2 heads of 64; 1024 tokens", attention(1024, 2, 64)),
         "attention, wide": ("2 heads of 128; 1024 tokens", attention(1024, 2, 128)),
+        "attention_delta": ("one head of 64; 1024 tokens", gradients),
+        "attention_dkdv": ("one head of 64; 1024 tokens", gradients),
+        "attention_dq": ("one head of 64; 1024 tokens", gradients),
+        "attention_dkdv, wide": ("one head of 128; 1024 tokens", wide_gradients),
+        "attention_dq, wide": ("one head of 128; 1024 tokens", wide_gradients),
     }  # fmt: skip
 
 
@@ -98,7 +111,8 @@ def measure():
     for name, (what, call) in _runs(ops).items():
         ascendc_twin.take_reports()
         call()
-        report = ascendc_twin.take_reports()[0]
+        found = ascendc_twin.take_reports()
+        report = next((r for r in found if r["kernel"] == name.partition(",")[0]), found[0])
         assert not report["lines"], report["lines"]
         rows[name] = _row(what, report)
         if name.startswith("modulate"):

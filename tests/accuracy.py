@@ -89,17 +89,18 @@ def assert_accurate(name, got, eager, oracle, factor, scale=0.0):
 
 
 def check_forward(case, kwargs):
-    """The rule for every output of mmkern's function."""
+    """The rule for every output of mmkern's function; returns the outputs."""
     got = forward(mmkern, case, kwargs)
     eager = forward(mmkern.reference, case, kwargs)
     oracle = forward(mmkern.reference, case, widened(kwargs))
     for i, triple in enumerate(zip(got, eager, oracle, strict=True)):
         assert_accurate(f"{case.id} output {i}", *triple, factor=2)
         assert triple[0].is_contiguous(), f"{case.id} output {i} is not contiguous"
+    return got
 
 
 def check_gradients(case, kwargs):
-    """The rule for every gradient of mmkern's function."""
+    """The rule for every gradient of mmkern's function; returns the gradients."""
     cotangent = cotangents(forward(mmkern.reference, case, kwargs))
     got = gradients(mmkern, case, kwargs, cotangent)
     eager = gradients(mmkern.reference, case, kwargs, cotangent)
@@ -108,3 +109,4 @@ def check_gradients(case, kwargs):
     for name in case.differentiable():
         triple = got[name], eager[name], oracle[name]
         assert_accurate(f"{case.id} gradient of {name}", *triple, factor=3, scale=scale)
+    return got
