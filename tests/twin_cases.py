@@ -153,7 +153,7 @@ def attention():
 def attention_backward_tiling(block_queries: int, block_keys: int, kinds: int) -> tuple[int, bytes]:
     """The bytes of a core's ring, and the tiling: causal, two heads that share keys and values."""
     tile, held = block_queries * block_keys, min(block_queries, block_keys)
-    ring = tile * (2 * 2 * 4 + 3 * kinds * 2) + 3 * (up(DIM, 16) + up(DIM_V, 16)) * held * 4
+    ring = tile * (3 * 2 * 4 + 3 * kinds * 2) + 3 * (up(DIM, 16) + up(DIM_V, 16)) * held * 4
     rows = (2 * DIM, DIM, DIM_V, 2 * DIM_V)
     strides = [
         x for row, dim in zip(rows, (DIM, DIM, DIM_V, DIM_V), strict=True) for x in (0, row, dim)

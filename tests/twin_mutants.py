@@ -160,11 +160,16 @@ MUTANTS = [
         "t.block_keys",
     ),
     # ---- its gradients: sums that stay in L0C, and what the queries need ----
-    ("attention_backward_cube.h", "attention_dkdv", "kMovingSlots = 4", "kMovingSlots = 3"),
     (
         "attention_backward_cube.h",
         "attention_dkdv",
-        "if (step >= 3) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kMoving);",
+        "kMovingSlots = kKeys ? 5",
+        "kMovingSlots = kKeys ? 3",
+    ),
+    (
+        "attention_backward_cube.h",
+        "attention_dkdv",
+        "if (step >= kMovingSlots - 1) WaitForSlotOf(step - (kMovingSlots - 1));",
         "",
     ),
     (

@@ -30,7 +30,7 @@ struct Pass {
     const int32_t rows = of_keys ? t.block_keys : t.block_queries;
     t.piece = std::min<int32_t>(kMaxHeld, multiple_of_16(kPartElements / rows));
     const int64_t tile = int64_t{t.block_queries} * t.block_keys, kinds = of_keys ? 2 : 1;
-    t.ring_bytes = tile * (kScoreSlots * 2 * 4 + kSlots * kinds * 2) + kSlots * both * rows * 4;
+    t.ring_bytes = tile * (kTileSlots * 2 * 4 + kSlots * kinds * 2) + kSlots * both * rows * 4;
     const int64_t items = int64_t{t.batch} * (of_keys ? t.heads_k : t.heads) *
                           ceil_div(of_keys ? t.keys : t.queries, rows);
     blocks = static_cast<uint32_t>(std::min<int64_t>(chip().cube_cores, items));

@@ -37,11 +37,11 @@ class AttentionBackwardCube {
     BackwardSteps<kKeys> steps(t_, cu_q, cu_k, AscendC::GetBlockIdx());
     bool more = Load(steps);
     for (int64_t step = 0; step < loaded_ + (loaded_ ? 2 : 0); ++step) {
-      if (step >= 3) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kMoving);
+      if (step >= kMovingSlots - 1) WaitForSlotOf(step - (kMovingSlots - 1));
       more = more && Load(steps);
       Step(step);
     }
-    if (loaded_) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kMoving);
+    for (int64_t i = loaded_ < kLeft ? 0 : loaded_ - kLeft; i < loaded_; ++i) WaitForSlotOf(i);
     for (int32_t i = 0; i < 2; ++i) {
       AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kHeld + i);
       AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kWeights + i);
@@ -52,14 +52,21 @@ class AttentionBackwardCube {
   }
 
  private:
-  // Flags of L1, by what is free again: a slot of what goes past (of the four only one at a time is
-  // waited for), those of blocks, those of weights. Of L0C: the parts of scores are 0 and 1.
-  static constexpr int32_t kMoving = 0, kHeld = 1, kWeights = 3, kSums = 2;
-  // A tile is loaded while the one before is scored and the third before multiplied.
-  static constexpr int32_t kMovingSlots = 4;
+  // Flags of L1, by what is free again: slots of what goes past, of which at most two are waited
+  // for at a time; those of blocks; those of weights. Of L0C: the parts of scores are 0 and 1.
+  static constexpr int32_t kMoving = 0, kHeld = 2, kWeights = 4, kSums = 2;
+  // A tile is loaded while the one before is scored and the third before multiplied; for dk and dv,
+  // where blocks are small, it need not wait for that. Products of how many are left at the end.
+  static constexpr int32_t kMovingSlots = kKeys ? 5 : 4, kLeft = kMovingSlots - 3;
   static constexpr int32_t kDepth = 128, kColumns = 128;  // of one multiplication
+  // Depth of a product of weights: for dq smaller, so that scores are stored in between.
+  static constexpr int32_t kUnitDepth = kKeys ? kDepth : kDepth / 2;
   static constexpr int32_t kSlotL0 = kMaxHeld * kDepth;
   static constexpr int32_t kKinds = BackwardRing<kKeys>::kKinds;
+
+  __aicore__ inline void WaitForSlotOf(int64_t step) {
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kMoving + step % 2);
+  }
 
   // Loads what the next step needs; false if there is none.
   __aicore__ inline bool Load(BackwardSteps<kKeys>& steps) {
@@ -122,18 +129,17 @@ class AttentionBackwardCube {
       parts = Parts(steps_[step % kMovingSlots]);
       AscendC::WaitFlag<HardEvent::MTE2_MTE1>(step % 2);
     }
-    if (step >= 2) {
-      AscendC::CrossCoreWaitFlag(kWeightReady);
-      units = Units(steps_[(step - 2) % kMovingSlots]);
-    }
-    for (int32_t i = 0; i < Max(parts, units); ++i) {
+    if (step >= 2) units = Units(steps_[(step - 2) % kMovingSlots]);
+    // A part is stored while the next one is multiplied, and the weights come meanwhile.
+    for (int32_t i = 0; i < Max(parts, units + 1); ++i) {
       if (i < parts) Scores(step, i);
       if (i == parts - 1) {
         const BackwardStep& s = steps_[step % kMovingSlots];
         if (s.last) AscendC::SetFlag<HardEvent::MTE1_MTE2>(kHeld + s.item % 2);
         AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kTileReady);
       }
-      if (i < units) AddProduct(step - 2, i);
+      if (i == 1 && units > 0) AscendC::CrossCoreWaitFlag(kWeightReady);
+      if (i > 0 && i <= units) AddProduct(step - 2, i - 1);
     }
   }
 
@@ -163,16 +169,16 @@ class AttentionBackwardCube {
     part_slot_ ^= 1;
   }
 
-  // Units of the products of a step: 128 rows of what went past, of either kind in turn.
+  // Units of the products of a step: some rows of what went past, of either kind in turn.
   __aicore__ inline int32_t Units(const BackwardStep& s) const {
-    return kKinds * CeilDiv(kKeys ? s.m : s.n, kDepth);
+    return kKinds * CeilDiv(kKeys ? s.m : s.n, kUnitDepth);
   }
 
   // dk += ds^T q and dv += weights^T grad; or dq += ds k
   __aicore__ inline void AddProduct(int64_t step, int32_t unit) {
     const BackwardStep& s = steps_[step % kMovingSlots];
-    int32_t kind = unit % kKinds, moved = unit / kKinds * kDepth, all = kKeys ? s.m : s.n;
-    int32_t depth = Min(kDepth, all - moved), pitch = AlignUp(all, 16);
+    int32_t kind = unit % kKinds, moved = unit / kKinds * kUnitDepth, all = kKeys ? s.m : s.n;
+    int32_t depth = Min(kUnitDepth, all - moved), pitch = AlignUp(all, 16);
     int32_t held = kKeys ? s.n : s.m, width = ring_.width[kind];
     LocalTensor<T> w = weights_l1_.template Get<T>()[weights_slot_ * kSlotL0];
     AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kWeights + weights_slot_);
@@ -204,7 +210,7 @@ class AttentionBackwardCube {
       Store(ring_.Sums(s.item, kind), Sums(kind), kSums + kind, held, width, width);
     }
     if (unit < Units(s) - 1) return;
-    AscendC::SetFlag<HardEvent::MTE1_MTE2>(kMoving);
+    AscendC::SetFlag<HardEvent::MTE1_MTE2>(kMoving + step % 2);
     if (s.last) AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kSumsReady);
   }
 

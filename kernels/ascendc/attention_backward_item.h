@@ -13,8 +13,11 @@ namespace mmkern {
 // that the vector cores made of older ones, the products t - 2, which add up in L0C. The vector
 // cores make the weights t; of the last step of an item, two steps later, they round the sums.
 //
-// As in the forward (attention_item.h) no flag says that a slot of a ring is free: two slots of
-// scores, three of weights and of sums are enough by the same reasoning.
+// No flag says that a slot of a ring is free. Before the cube core makes the scores t it has waited
+// for the weights t - 3, for which the scores t - 3 were read; the weights t follow on the scores
+// t, before which the weights t - 3 were multiplied; and before the sums of an item overwrite those
+// of the third item before, which ended at a step s, it has waited for weights of a later step than
+// s + 2, before which those were read.
 constexpr uint16_t kTileReady = 0, kWeightReady = 1, kSumsReady = 2;
 
 struct BackwardStep {
@@ -155,14 +158,14 @@ struct BackwardRing {
     width[1] = AlignUp(t.dim_v, 16);
   }
   __aicore__ GlobalTensor<float> Scores(int64_t step, int32_t kind) const {
-    return At<float>((step % kScoreSlots * 2 + kind) * tile * 4);
+    return At<float>((step % kTileSlots * 2 + kind) * tile * 4);
   }
   template <class T>
   __aicore__ GlobalTensor<T> Weights(int64_t step, int32_t kind) const {
-    return At<T>(kScoreSlots * 2 * tile * 4 + (step % kSlots * kKinds + kind) * tile * 2);
+    return At<T>(kTileSlots * 2 * tile * 4 + (step % kSlots * kKinds + kind) * tile * 2);
   }
   __aicore__ GlobalTensor<float> Sums(int64_t item, int32_t kind) const {
-    int64_t begin = (kScoreSlots * 2 * 4 + kSlots * kKinds * 2) * tile;
+    int64_t begin = (kTileSlots * 2 * 4 + kSlots * kKinds * 2) * tile;
     return At<float>(begin + (item % kSlots * (width[0] + width[1]) + kind * width[0]) * held * 4);
   }
 

@@ -11,6 +11,8 @@ namespace mmkern {
 constexpr int32_t kHeldElements = 32768, kMovingElements = 32768;
 // Float32 elements of L0C: for the sums of a block, and for one part of the scores.
 constexpr int32_t kSumElements = 16384, kPartElements = 8192;
+// Tiles of scores in the ring; of weights, and of sums, kSlots.
+constexpr int32_t kTileSlots = 3;
 constexpr int32_t kMaxHeld = 128, kMaxMoving = 512;  // rows of a block
 
 struct AttentionBackwardTiling {
