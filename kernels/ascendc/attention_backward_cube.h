@@ -18,7 +18,7 @@ class AttentionBackwardCube {
     k_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(k));
     v_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(v));
     grad_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(grad));
-    pipe_.InitBuffer(held_l1_, 2 * kHeldElements * 2);
+    pipe_.InitBuffer(held_l1_, 2 * kSlotHeld * 2);
     pipe_.InitBuffer(moving_l1_, kMovingSlots * kMovingElements * 2);
     pipe_.InitBuffer(weights_l1_, 2 * kSlotL0 * 2);
     pipe_.InitBuffer(l0a_, 2 * kSlotL0 * 2);
@@ -62,6 +62,8 @@ class AttentionBackwardCube {
   // Depth of a product of weights: for dq smaller, so that scores are stored in between.
   static constexpr int32_t kUnitDepth = kKeys ? kDepth : kDepth / 2;
   static constexpr int32_t kSlotL0 = kMaxHeld * kDepth;
+  // What is held for dk and dv has sums of its size.
+  static constexpr int32_t kSlotHeld = kKeys ? kSumElements : kHeldElements;
   static constexpr int32_t kKinds = BackwardRing<kKeys>::kKinds;
 
   __aicore__ inline void WaitForSlotOf(int64_t step) {
@@ -119,7 +121,7 @@ class AttentionBackwardCube {
   }
   __aicore__ inline LocalTensor<T> Held(int64_t step, int32_t kind) {
     int32_t at = kind * (kKeys ? t_.block_keys : t_.block_queries) * AlignUp(t_.dim, 16);
-    return held_l1_.template Get<T>()[steps_[step % kMovingSlots].item % 2 * kHeldElements + at];
+    return held_l1_.template Get<T>()[steps_[step % kMovingSlots].item % 2 * kSlotHeld + at];
   }
 
   // The scores of one step, and in turns the products of the last but one.
