@@ -24,6 +24,12 @@ RESULTS = ROOT / "benchmarks/results/ascendc.json"
 DOCS = ROOT / "docs/ascend.md"
 BEGIN, END = "<!-- estimate:begin -->", "<!-- estimate:end -->"
 CLOCK, HBM, VECTOR_CORES, CUBE_PRODUCTS = 1.8e9, 1.6e12, 48, 4096
+#: bytes that are read and written once, of what HBM may bound
+MOVED = {
+    "modulate": 4 * 64 * 1152 * 2,
+    "modulate_backward": 6 * 64 * 1152 * 2,
+    "attention_delta": 2 * 1024 * 64 * 2,
+}
 
 
 def _randn(*shape):
@@ -115,11 +121,8 @@ def measure():
         report = next((r for r in found if r["kernel"] == name.partition(",")[0]), found[0])
         assert not report["lines"], report["lines"]
         rows[name] = _row(what, report)
-        if name.startswith("modulate"):
-            # read and written once, of HBM's speed the share of two vector cores
-            tensors = 4 if name == "modulate" else 6
-            moved = tensors * 64 * 1152 * 2
-            rows[name]["hbm"] = round(moved / (HBM / CLOCK / VECTOR_CORES * 2))
+        if name in MOVED:  # of HBM's speed the share of two vector cores
+            rows[name]["hbm"] = round(MOVED[name] / (HBM / CLOCK / VECTOR_CORES * 2))
         print(name, rows[name], flush=True)
     return {"schema": "mmkern-ascendc/1", "kernels": rows}
 
