@@ -11,6 +11,7 @@ for each other. What all cores together move is held against HBM besides, at 1.6
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -23,6 +24,12 @@ RESULTS = ROOT / "benchmarks/results/ascendc.json"
 DOCS = ROOT / "docs/ascend.md"
 BEGIN, END = "<!-- estimate:begin -->", "<!-- estimate:end -->"
 CLOCK, HBM, VECTOR_CORES, CUBE_PRODUCTS = 1.8e9, 1.6e12, 48, 4096
+#: bytes that are read and written once, of what HBM may bound
+MOVED = {
+    "modulate": 4 * 64 * 1152 * 2,
+    "modulate_backward": 6 * 64 * 1152 * 2,
+    "attention_delta": 2 * 1024 * 64 * 2,
+}
 
 
 def _randn(*shape):
@@ -30,7 +37,7 @@ def _randn(*shape):
 
 
 def _runs(ops):
-    """{name: (what, call)}; calls run one kernel, or two alike."""
+    """{name: (what, call)}; a name begins with the kernel's that is meant, if a call runs more."""
     c = 1152
     x, m, w = _randn(1, 64, c), [_randn(1, c) for _ in range(3)], _randn(1024, c)
     bias, none = _randn(1024), [None] * 3
@@ -38,6 +45,13 @@ def _runs(ops):
     def attention(tokens, heads, dim):
         q = _randn(1, tokens, heads, dim)
         return lambda: ops.attention(q, q, q, None, None, None, 0, 0, False, -1, -1, dim**-0.5)
+
+    def attention_backward(tokens, heads, dim):
+        q, lse = _randn(1, tokens, heads, dim), torch.full((1, heads, tokens), math.log(tokens) + 1)
+        args = (q, None, q, q, q, q, lse, *none, 0, 0, False, -1, -1, dim**-0.5)
+        return lambda: ops.attention_backward(*args)
+
+    gradients, wide_gradients = attention_backward(1024, 1, 64), attention_backward(1024, 1, 128)
 
     return {
         "modulate": (
@@ -66,6 +80,11 @@ def _runs(ops):
         "attention, short": ("one head of 64; 512 tokens", attention(512, 1, 64)),
         "attention": ("2 heads of 64; 1024 tokens", attention(1024, 2, 64)),
         "attention, wide": ("2 heads of 128; 1024 tokens", attention(1024, 2, 128)),
+        "attention_delta": ("one head of 64; 1024 tokens", gradients),
+        "attention_dkdv": ("one head of 64; 1024 tokens", gradients),
+        "attention_dq": ("one head of 64; 1024 tokens", gradients),
+        "attention_dkdv, wide": ("one head of 128; 1024 tokens", wide_gradients),
+        "attention_dq, wide": ("one head of 128; 1024 tokens", wide_gradients),
     }  # fmt: skip
 
 
@@ -98,14 +117,12 @@ def measure():
     for name, (what, call) in _runs(ops).items():
         ascendc_twin.take_reports()
         call()
-        report = ascendc_twin.take_reports()[0]
+        found = ascendc_twin.take_reports()
+        report = next((r for r in found if r["kernel"] == name.partition(",")[0]), found[0])
         assert not report["lines"], report["lines"]
         rows[name] = _row(what, report)
-        if name.startswith("modulate"):
-            # read and written once, of HBM's speed the share of two vector cores
-            tensors = 4 if name == "modulate" else 6
-            moved = tensors * 64 * 1152 * 2
-            rows[name]["hbm"] = round(moved / (HBM / CLOCK / VECTOR_CORES * 2))
+        if name in MOVED:  # of HBM's speed the share of two vector cores
+            rows[name]["hbm"] = round(MOVED[name] / (HBM / CLOCK / VECTOR_CORES * 2))
         print(name, rows[name], flush=True)
     return {"schema": "mmkern-ascendc/1", "kernels": rows}
 

@@ -181,7 +181,9 @@ def load_native():
 
 
 #: the raw ops with an AscendC kernel: csrc/ascendc/device_npu.cpp
-ASCENDC_OPS = frozenset({"attention", "mlp", "modulate", "modulate_backward", "patch_embed"})
+ASCENDC_OPS = frozenset(
+    {"attention", "attention_backward", "mlp", "modulate", "modulate_backward", "patch_embed"}
+)
 
 
 def load_ascendc():

@@ -96,7 +96,7 @@ def worst(results, oracle):
 
 
 def check_forward(case, kwargs, orders=(contextlib.nullcontext,)):
-    """The rule for every output of mmkern's function.
+    """The rule for every output of mmkern's function; returns the outputs.
 
     orders: contexts that eager PyTorch runs in, each with its order of sums; the worst one counts.
     """
@@ -110,10 +110,11 @@ def check_forward(case, kwargs, orders=(contextlib.nullcontext,)):
         eager = worst([e[i] for e in eagers], o)
         assert_accurate(f"{case.id} output {i}", a, eager, o, factor=2)
         assert a.is_contiguous(), f"{case.id} output {i} is not contiguous"
+    return got
 
 
 def check_gradients(case, kwargs, orders=(contextlib.nullcontext,)):
-    """The rule for every gradient of mmkern's function; orders: as for check_forward."""
+    """The rule for every gradient of mmkern's function, which it returns; orders: as above."""
     cotangent = cotangents(forward(mmkern.reference, case, kwargs))
     got = gradients(mmkern, case, kwargs, cotangent)
     eagers = []
@@ -126,3 +127,4 @@ def check_gradients(case, kwargs, orders=(contextlib.nullcontext,)):
         eager = worst([e[name] for e in eagers], oracle[name])
         triple = got[name], eager, oracle[name]
         assert_accurate(f"{case.id} gradient of {name}", *triple, factor=3, scale=scale)
+    return got

@@ -152,6 +152,65 @@ def attention(queries: int = 140, keys: int = 300):
     ]
 
 
+def attention_backward_tiling(block_queries: int, block_keys: int, kinds: int) -> tuple[int, bytes]:
+    """The bytes of a core's ring, and the tiling: causal, two heads that share keys and values."""
+    tile, held = block_queries * block_keys, min(block_queries, block_keys)
+    ring = tile * (3 * 2 * 4 + 3 * kinds * 2) + 3 * (up(DIM, 16) + up(DIM_V, 16)) * held * 4
+    rows = (2 * DIM, DIM, DIM_V, 2 * DIM_V)
+    strides = [
+        x for row, dim in zip(rows, (DIM, DIM, DIM_V, DIM_V), strict=True) for x in (0, row, dim)
+    ]
+    sizes = (1, 2, 1, QUERIES, KEYS, QUERIES, DIM, DIM_V, -1, 0, 0, 0)
+    piece = 32
+    return ring, struct.pack(
+        "<14q12if3i", *strides, 0, ring, *sizes, DIM**-0.5, block_queries, block_keys, piece
+    )
+
+
+QUERIES, KEYS, DIM, DIM_V = 100, 90, 40, 24
+
+
+def attention_backward(block_queries: int, block_keys: int, outputs: list):
+    """Arguments of either kernel; weights are those of a row that sees a hundred keys."""
+    stats = np.random.default_rng(5).normal(0, 1, (2, 2, QUERIES)).astype(FLOAT)
+    stats[0] = -5
+    ring, tiling = attention_backward_tiling(block_queries, block_keys, len(outputs))
+    return [
+        values(1, QUERIES, 2, DIM),
+        values(2, KEYS, DIM),
+        values(3, KEYS, DIM_V),
+        values(4, QUERIES, 2, DIM_V),
+        None,
+        None,
+        None,
+        ("in", copied(stats)),
+        *outputs,
+        empty(2 * ring, dtype=np.uint8, role="workspace"),
+        tiling,
+    ]
+
+
+def attention_dkdv():
+    return attention_backward(48, 32, [empty(KEYS, DIM), empty(KEYS, DIM_V)])
+
+
+def attention_dq():
+    return attention_backward(32, 48, [empty(QUERIES, 2, DIM)])
+
+
+def attention_delta():
+    logs = np.random.default_rng(3).normal(0, 1, (2, QUERIES)).astype(FLOAT)
+    logs[:, 7] = -np.inf
+    return [
+        values(1, QUERIES, 2, DIM_V),
+        values(2, QUERIES, 2, DIM_V),
+        ("in", copied(logs)),
+        values(4, 2, QUERIES, dtype=FLOAT),
+        empty(2, 2, QUERIES, dtype=FLOAT),
+        attention_backward_tiling(48, 32, 2)[1],
+    ]
+
+
 CASES = {
     "linear_row": Case("mlp.cpp", "mmkern_linear_float16", "mix12", 2, partial(linear, 1, 40, 40)),
     "modulate_sums": Case(
@@ -171,4 +230,13 @@ CASES = {
     "linear": Case("mlp.cpp", "mmkern_linear_float16", "mix12", 2, linear),
     "patch_embed": Case("patch_embed.cpp", "mmkern_patch_embed_float16", "mix12", 2, patch_embed),
     "attention": Case("attention.cpp", "mmkern_attention_float16", "mix12", 2, attention),
+    "attention_delta": Case(
+        "attention_backward.cpp", "mmkern_attention_delta_float16", "aiv", 2, attention_delta
+    ),
+    "attention_dkdv": Case(
+        "attention_backward.cpp", "mmkern_attention_dkdv_float16", "mix12", 2, attention_dkdv
+    ),
+    "attention_dq": Case(
+        "attention_backward.cpp", "mmkern_attention_dq_float16", "mix12", 2, attention_dq
+    ),
 }

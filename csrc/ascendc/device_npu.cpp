@@ -59,4 +59,5 @@ TORCH_LIBRARY_IMPL(mmkern, PrivateUse1, m) {
   m.impl("mlp", &ascendc::mlp);
   m.impl("patch_embed", &ascendc::patch_embed);
   m.impl("attention", &ascendc::attention);
+  m.impl("attention_backward", &ascendc::attention_backward);
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../../kernels/ascendc/attention.cpp"
+#include "../../kernels/ascendc/attention_backward.cpp"
 #include "../../kernels/ascendc/mlp.cpp"
 #include "../../kernels/ascendc/modulate.cpp"
 #include "../../kernels/ascendc/modulate_backward.cpp"
@@ -89,6 +90,7 @@ TORCH_LIBRARY(mmkern_ascendc_twin, m) {
   m.def("mlp", &ascendc::mlp);
   m.def("patch_embed", &ascendc::patch_embed);
   m.def("attention", &ascendc::attention);
+  m.def("attention_backward", &ascendc::attention_backward);
   m.def("configure", [](int64_t cube_cores, bool lazy, int64_t order) {
     ascendc::g_chip.cube_cores = static_cast<int32_t>(cube_cores);
     ascendc::g_chip.vector_cores = static_cast<int32_t>(2 * cube_cores);

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../kernels/ascendc/attention_tiling.h"
+#include "../../kernels/ascendc/attention_backward_tiling.h"
 #include "../../kernels/ascendc/linear_tiling.h"
 #include "../../kernels/ascendc/modulate_tiling.h"
 
@@ -19,5 +19,11 @@ void launch_patch_embed(bool bfloat16, uint32_t blocks, void* stream, uint8_t** 
                         const LinearTiling& t, const PixelTiling& pixels);
 void launch_attention(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
                       const AttentionTiling& t);
+void launch_attention_delta(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                            const AttentionBackwardTiling& t);
+void launch_attention_dkdv(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                           const AttentionBackwardTiling& t);
+void launch_attention_dq(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                         const AttentionBackwardTiling& t);
 
 }  // namespace mmkern::ascendc

@@ -39,4 +39,20 @@ void launch_attention(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
   MMKERN_EITHER(mmkern_attention, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], t)
 }
 
+void launch_attention_delta(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                            const AttentionBackwardTiling& t) {
+  MMKERN_EITHER(mmkern_attention_delta, p[0], p[1], p[2], p[3], p[4], t)
+}
+
+void launch_attention_dkdv(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                           const AttentionBackwardTiling& t) {
+  MMKERN_EITHER(mmkern_attention_dkdv, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9],
+                p[10], t)
+}
+
+void launch_attention_dq(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                         const AttentionBackwardTiling& t) {
+  MMKERN_EITHER(mmkern_attention_dq, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], t)
+}
+
 }  // namespace mmkern::ascendc

@@ -38,4 +38,10 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                                      int64_t max_seqlen_k, bool causal, int64_t window_left,
                                      int64_t window_right, double scale);
 
+std::tuple<Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& out, const Tensor& lse, const OptionalTensor& key_padding_mask,
+    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k, int64_t max_seqlen_q,
+    int64_t max_seqlen_k, bool causal, int64_t window_left, int64_t window_right, double scale);
+
 }  // namespace mmkern::ascendc

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "attention_item.h"
-#include "gemm.h"
+#include "attention_loads.h"
 
 namespace mmkern {
 
@@ -71,21 +71,13 @@ class AttentionCube {
     int64_t at = item.batch * t_.q_batch_stride +
                  (item.query_token + item.first) * t_.q_row_stride + item.head * t_.q_head_stride;
     AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kQuery + q_slot_);
-    LoadRowsOfA(Queries(), q_[at], item.rows, t_.dim, t_.q_row_stride);
+    LoadRowsOfA<T>(Queries(), q_[at], item.rows, t_.dim, t_.q_row_stride);
     AscendC::SetFlag<HardEvent::MTE2_MTE1>(kQuery + q_slot_);
     AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kQuery + q_slot_);
   }
 
   __aicore__ inline LocalTensor<T> Queries() {
     return q_l1_.template Get<T>()[q_slot_ * kQueries * kMaxHeadDim];
-  }
-
-  // Rows of a left operand; a single one twice, since a product has at least two.
-  __aicore__ inline void LoadRowsOfA(LocalTensor<T> dst, GlobalTensor<T> src, int32_t rows,
-                                     int32_t depth, int64_t stride) {
-    int32_t pitch = AlignUp(rows, 16);
-    LoadColumns<T>(dst, src, rows, depth, stride, pitch);
-    if (rows == 1) LoadColumns<T>(dst[16], src, 1, depth, stride, pitch);
   }
 
   __aicore__ inline int64_t KeyOffset(const AttentionItem& item, int32_t block,
@@ -133,7 +125,7 @@ class AttentionCube {
       AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
       LoadL0A<T>(L0A(), Queries()[d * AlignUp(rows, 16)], Max(rows, 2), depth);
       for (int32_t half = 0; half < halves; ++half) {
-        LoadKeys(L0B()[half * kHalfPiece * kDepth], k[d * pitch + half * kHalfPiece * 16],
+        LoadB<T>(L0B()[half * kHalfPiece * kDepth], k[d * pitch + half * kHalfPiece * 16],
                  Min(kHalfPiece, keys - half * kHalfPiece), depth, pitch);
       }
       if (last) AscendC::SetFlag<HardEvent::MTE1_MTE2>(k_slot_);
@@ -165,13 +157,13 @@ class AttentionCube {
     AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kValues + v_slot_);
     LoadColumns<T>(v, v_[block.values + piece * kPieceKeys * t_.v_row_stride + first], keys, width,
                    t_.v_row_stride, pitch);
-    LoadRowsOfA(w, ring_.template Weights<T>(step)[piece * kPieceKeys], block.rows, keys,
-                ring_.keys);
+    LoadRowsOfA<T>(w, ring_.template Weights<T>(step)[piece * kPieceKeys], block.rows, keys,
+                   ring_.keys);
     AscendC::SetFlag<HardEvent::MTE2_MTE1>(kValues + v_slot_);
     AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kValues + v_slot_);
     AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
     LoadL0A<T>(L0A(), w, Max(block.rows, 2), keys);
-    LoadTransposed(L0B(), v, width, keys, pitch);
+    LoadTransposedB<T>(L0B(), v, width, keys, pitch);
     AscendC::SetFlag<HardEvent::MTE1_MTE2>(kValues + v_slot_);
     Loaded();
     if (piece == 0) AscendC::WaitFlag<HardEvent::FIX_M>(kProductPart);
@@ -182,26 +174,6 @@ class AttentionCube {
     }
     if (unit == Units(block) - 1) AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kProductReady);
     v_slot_ ^= 1;
-  }
-
-  // Some keys of a piece of `pitch` into L0B.
-  __aicore__ inline void LoadKeys(LocalTensor<T> dst, LocalTensor<T> src, int32_t keys,
-                                  int32_t depth, int32_t pitch) {
-    int32_t across = CeilDiv(keys, 16), down = CeilDiv(depth, 16);
-    for (int32_t i = 0; i < across; ++i) {
-      AscendC::LoadData(dst[i * kFractal], src[i * kFractal],
-                        AscendC::LoadData2DParams(0, down, pitch / 16, 0, across - 1, false, 0));
-    }
-  }
-
-  // v (keys x width) into L0B: it lies in L1 as columns of 16, and each fractal is transposed.
-  __aicore__ inline void LoadTransposed(LocalTensor<T> dst, LocalTensor<T> src, int32_t width,
-                                        int32_t keys, int32_t pitch) {
-    int32_t across = CeilDiv(width, 16);
-    for (int32_t k = 0; k < CeilDiv(keys, 16); ++k) {
-      AscendC::LoadData(dst[k * across * kFractal], src[k * kFractal],
-                        AscendC::LoadData2DParams(0, across, pitch / 16, 0, 0, true, 0));
-    }
   }
 
   __aicore__ inline LocalTensor<T> L0A() { return l0a_.template Get<T>()[l0_slot_ * kSlotL0]; }
@@ -230,13 +202,8 @@ class AttentionCube {
                                int32_t stride) {
     AscendC::SetFlag<HardEvent::M_FIX>(part);
     AscendC::WaitFlag<HardEvent::M_FIX>(part);
-    AscendC::FixpipeParamsV220 p;
-    p.nSize = static_cast<uint16_t>(n);
-    p.mSize = static_cast<uint16_t>(m);
-    p.srcStride = static_cast<uint16_t>(AlignUp(m, 16));
-    p.dstStride = stride;
-    p.quantPre = QuantMode_t::NoQuant;
-    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(to, Part(part), p);
+    AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(to, Part(part),
+                                                           StoreRowsOf(m, n, stride));
     AscendC::SetFlag<HardEvent::FIX_M>(part);
   }
 

@@ -6,13 +6,13 @@
 #pragma once
 
 #include "attention_item.h"
+#include "attention_mask.h"
 #include "epilogue.h"
 
 namespace mmkern {
 
 constexpr int32_t kHalf = kQueries / 2;
 constexpr int32_t kPassRows = 16, kWidePassRows = 8;  // of one pass; with heads over 128
-constexpr float kMasked = -1.0e30f;                   // far below kUnseen
 
 template <class T>
 class AttentionVector {
@@ -96,12 +96,17 @@ class AttentionVector {
       AscendC::Duplicate(sum_[b.state * kHalf], 0.0f, kHalf);
       VectorBarrier();
     }
-    if (t_.masked) LoadMask(b.item, first, keys);
+    if (t_.masked) {
+      LocalTensor<float> wide = mask_buffer_.template Get<float>();
+      LoadKeyMask(wide, wide[t_.block_keys].template ReinterpretCast<half>(), mask_queue_,
+                  mask_[b.item.batch * t_.mask_stride + first], keys);
+    }
     AscendC::CrossCoreWaitFlag(kScoresReady);
     for (int32_t r = 0; r < b.rows; r += pass_) {
       Tile tile{Min(pass_, b.rows - r), keys, AlignUp(keys, 8)};
       LocalTensor<float> s = LoadScores(b.row + r, tile);
-      MaskRows(s, b.item, b.row + r, first, tile);
+      MaskRows(s, tile, b.item.first + b.row + r + b.item.keys - b.item.queries - first, t_.left,
+               t_.right);
       if (t_.masked) RowsWithVector<AddOp>(s, mask_buffer_.template Get<float>(), tile);
       Weigh(s, b.state * kHalf + r, (steps_ % kSlots * kHalf + r) * 8, tile);
       LocalTensor<T> w = weights_queue_.template AllocTensor<T>();
@@ -169,53 +174,6 @@ class AttentionVector {
     AscendC::Mul(sum, sum, factor_, groups);
     VectorBarrier();
     AscendC::Add(sum, sum, next_, groups);
-    VectorBarrier();
-  }
-
-  // Scores of keys that a row does not see, causal or by a window, become kMasked; row `r` of the
-  // item is the first of s.
-  __aicore__ inline void MaskRows(LocalTensor<float> s, const AttentionItem& item, int32_t r,
-                                  int32_t first, const Tile& tile) {
-    if (t_.left < 0 && t_.right < 0) return;
-    for (int32_t i = 0; i < tile.rows; ++i) {
-      int32_t row = r + i;
-      int32_t begin = t_.left < 0 ? 0 : item.First(t_, row) - first;
-      int32_t end = t_.right < 0 ? tile.cols : item.Last(t_, row) + 1 - first;
-      if (begin <= 0 && end >= tile.cols) continue;
-      for (int32_t c = 0; c < tile.cols; c += kRepeatFloats) {
-        int32_t width = Min(kRepeatFloats, tile.cols - c);
-        uint64_t bits[2] = {Below(width) & ~(Below(end - c) & ~Below(begin - c)), 0};
-        if (bits[0]) AscendC::Duplicate(s[i * tile.pitch + c], kMasked, bits, 1, 1, 8);
-      }
-    }
-    VectorBarrier();
-  }
-
-  // The n lowest of 64 bits.
-  __aicore__ static inline uint64_t Below(int32_t n) {
-    if (n <= 0) return 0;
-    return n >= 64 ? ~static_cast<uint64_t>(0) : (static_cast<uint64_t>(1) << n) - 1;
-  }
-
-  // (mask - 1) * 1e30 for each key, in mask_buffer_.
-  __aicore__ inline void LoadMask(const AttentionItem& item, int32_t first, int32_t keys) {
-    LocalTensor<uint8_t> raw = mask_queue_.template AllocTensor<uint8_t>();
-    uint8_t pad = static_cast<uint8_t>(AlignUp(keys, kBlock) - keys);
-    AscendC::DataCopyPad(raw, mask_[item.batch * t_.mask_stride + first],
-                         AscendC::DataCopyExtParams(1, keys, 0, 0, 0),
-                         AscendC::DataCopyPadExtParams<uint8_t>(true, 0, pad, 0));
-    mask_queue_.EnQue(raw);
-    raw = mask_queue_.template DeQue<uint8_t>();
-    LocalTensor<float> wide = mask_buffer_.template Get<float>();
-    LocalTensor<half> narrow = wide[t_.block_keys].template ReinterpretCast<half>();
-    AscendC::Cast(narrow, raw, AscendC::RoundMode::CAST_NONE, keys);
-    VectorBarrier();
-    mask_queue_.FreeTensor(raw);
-    AscendC::Cast(wide, narrow, AscendC::RoundMode::CAST_NONE, keys);
-    VectorBarrier();
-    AscendC::Adds(wide, wide, -1.0f, keys);
-    VectorBarrier();
-    AscendC::Muls(wide, wide, -kMasked, keys);
     VectorBarrier();
   }
 

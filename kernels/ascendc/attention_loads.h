@@ -1,0 +1,76 @@
+// How attention's operands come into L1 and from there into L0A and L0B. A block of `pitch` rows
+// lies in L1 as columns of 16 elements.
+#pragma once
+
+#include "gemm.h"
+
+namespace mmkern {
+
+// Rows of a left operand; where the last one is alone in its fractal it comes twice, since a
+// product has at least two rows.
+template <class T>
+__aicore__ inline void LoadRowsOfA(LocalTensor<T> dst, GlobalTensor<T> src, int32_t rows,
+                                   int32_t depth, int64_t stride) {
+  int32_t pitch = AlignUp(rows, 16);
+  LoadColumns<T>(dst, src, rows, depth, stride, pitch);
+  if (rows % 16 == 1) {
+    LoadColumns<T>(dst[rows * 16], src[(rows - 1) * stride], 1, depth, stride, pitch);
+  }
+}
+
+// Some rows of a block into L0A.
+template <class T>
+__aicore__ inline void LoadA(LocalTensor<T> dst, LocalTensor<T> src, int32_t rows, int32_t depth,
+                             int32_t pitch) {
+  int32_t down = CeilDiv(rows, 16), across = CeilDiv(depth, 16);
+  for (int32_t i = 0; i < down; ++i) {
+    AscendC::LoadData(dst[i * across * kFractal], src[i * kFractal],
+                      AscendC::LoadData2DParams(0, across, pitch / 16, 0, 0, false, 0));
+  }
+}
+
+// Some rows of a block into L0B, as the columns of a right operand.
+template <class T>
+__aicore__ inline void LoadB(LocalTensor<T> dst, LocalTensor<T> src, int32_t rows, int32_t depth,
+                             int32_t pitch) {
+  int32_t across = CeilDiv(rows, 16), down = CeilDiv(depth, 16);
+  for (int32_t i = 0; i < across; ++i) {
+    AscendC::LoadData(dst[i * kFractal], src[i * kFractal],
+                      AscendC::LoadData2DParams(0, down, pitch / 16, 0, across - 1, false, 0));
+  }
+}
+
+// The columns of a block of `rows` rows into L0A, as the rows of a left operand.
+template <class T>
+__aicore__ inline void LoadTransposedA(LocalTensor<T> dst, LocalTensor<T> src, int32_t columns,
+                                       int32_t rows, int32_t pitch) {
+  int32_t down = CeilDiv(columns, 16), across = CeilDiv(rows, 16);
+  for (int32_t i = 0; i < down; ++i) {
+    AscendC::LoadData(dst[i * across * kFractal], src[i * pitch * 16],
+                      AscendC::LoadData2DParams(0, across, 1, 0, 0, true, 0));
+  }
+}
+
+// Some rows of a block into L0B, as the rows of a right operand: each fractal is transposed.
+template <class T>
+__aicore__ inline void LoadTransposedB(LocalTensor<T> dst, LocalTensor<T> src, int32_t columns,
+                                       int32_t rows, int32_t pitch) {
+  int32_t across = CeilDiv(columns, 16);
+  for (int32_t k = 0; k < CeilDiv(rows, 16); ++k) {
+    AscendC::LoadData(dst[k * across * kFractal], src[k * kFractal],
+                      AscendC::LoadData2DParams(0, across, pitch / 16, 0, 0, true, 0));
+  }
+}
+
+// What stores m x n of L0C in rows of global memory that lie `stride` apart.
+__aicore__ inline AscendC::FixpipeParamsV220 StoreRowsOf(int32_t m, int32_t n, int32_t stride) {
+  AscendC::FixpipeParamsV220 p;
+  p.nSize = static_cast<uint16_t>(n);
+  p.mSize = static_cast<uint16_t>(m);
+  p.srcStride = static_cast<uint16_t>(AlignUp(m, 16));
+  p.dstStride = stride;
+  p.quantPre = QuantMode_t::NoQuant;
+  return p;
+}
+
+}  // namespace mmkern
