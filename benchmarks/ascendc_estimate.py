@@ -22,6 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/ascendc.json"
 DOCS = ROOT / "docs/ascend.md"
 BEGIN, END = "<!-- estimate:begin -->", "<!-- estimate:end -->"
+#: bytes read and written once, for which two vector cores have their share of HBM's speed
+MOVED = {
+    "modulate": 4 * 64 * 1152 * 2,
+    "modulate_backward": 6 * 64 * 1152 * 2,
+    "column_sums": 256 * 1024 * 2,
+}
 CLOCK, HBM, VECTOR_CORES, CUBE_PRODUCTS = 1.8e9, 1.6e12, 48, 4096
 
 
@@ -30,10 +36,18 @@ def _randn(*shape):
 
 
 def _runs(ops):
-    """{name: (what, call)}; calls run one kernel, or two alike."""
+    """{name: (what, call)}; of the kernels that a call runs, _which says whose the row is."""
     c = 1152
     x, m, w = _randn(1, 64, c), [_randn(1, c) for _ in range(3)], _randn(1024, c)
     bias, none = _randn(1024), [None] * 3
+
+    def backward(rows, inputs, hidden, outputs, asked):
+        grad, z = _randn(rows, outputs), _randn(rows, hidden)
+        x, w1, w2 = _randn(rows, inputs), _randn(hidden, inputs), _randn(outputs, hidden)
+        mask = [i == asked for i in range(7)]
+        return lambda: ops.mlp_backward(
+            grad, x, None, w1, w2, None, None, z, "gelu", "none", 1e-6, 1, mask
+        )
 
     def attention(tokens, heads, dim):
         q = _randn(1, tokens, heads, dim)
@@ -63,10 +77,22 @@ def _runs(ops):
                 False,
             ),
         ),
+        "linear_backward": (
+            "GELU' and GELU besides; 512 rows of 1024 to 1152", backward(512, 16, c, 1024, 3)
+        ),
+        "linear_backward, weight": (
+            "2048 rows, summed to 256 x 384", backward(2048, 16, 384, 256, 3)
+        ),
+        "column_sums": ("256 rows of 1024", backward(256, 16, 16, 1024, 4)),
         "attention, short": ("one head of 64; 512 tokens", attention(512, 1, 64)),
         "attention": ("2 heads of 64; 1024 tokens", attention(1024, 2, 64)),
         "attention, wide": ("2 heads of 128; 1024 tokens", attention(1024, 2, 128)),
     }  # fmt: skip
+
+
+def _which(name):
+    # the gradient of a weight comes after that of the layer's output
+    return 1 if name.endswith("weight") else 0
 
 
 def _row(what, report):
@@ -98,14 +124,11 @@ def measure():
     for name, (what, call) in _runs(ops).items():
         ascendc_twin.take_reports()
         call()
-        report = ascendc_twin.take_reports()[0]
+        report = ascendc_twin.take_reports()[_which(name)]
         assert not report["lines"], report["lines"]
         rows[name] = _row(what, report)
-        if name.startswith("modulate"):
-            # read and written once, of HBM's speed the share of two vector cores
-            tensors = 4 if name == "modulate" else 6
-            moved = tensors * 64 * 1152 * 2
-            rows[name]["hbm"] = round(moved / (HBM / CLOCK / VECTOR_CORES * 2))
+        if name in MOVED:
+            rows[name]["hbm"] = round(MOVED[name] / (HBM / CLOCK / VECTOR_CORES * 2))
         print(name, rows[name], flush=True)
     return {"schema": "mmkern-ascendc/1", "kernels": rows}
 

@@ -14,9 +14,14 @@ from torch.utils import cpp_extension
 from mmkern import library
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("attention", "device", "device_twin", "mlp", "modulate", "patch_embed")
+SOURCES = (
+    "attention", "device", "device_twin", "linear_backward", "mlp", "modulate", "patch_embed",
+)  # fmt: skip
 #: the raw ops with a kernel; every other backward is the reference's
-RAW_OPS = ("attention", "mlp", "modulate", "modulate_backward", "patch_embed")
+RAW_OPS = (
+    "attention", "mlp", "mlp_backward", "modulate", "modulate_backward", "patch_embed",
+    "patch_embed_backward",
+)  # fmt: skip
 
 
 @functools.cache

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "../../kernels/ascendc/attention.cpp"
+#include "../../kernels/ascendc/column_sums.cpp"
+#include "../../kernels/ascendc/linear_backward.cpp"
 #include "../../kernels/ascendc/mlp.cpp"
 #include "../../kernels/ascendc/modulate.cpp"
 #include "../../kernels/ascendc/modulate_backward.cpp"
@@ -87,7 +89,9 @@ TORCH_LIBRARY(mmkern_ascendc_twin, m) {
   m.def("modulate", &ascendc::modulate);
   m.def("modulate_backward", &ascendc::modulate_backward);
   m.def("mlp", &ascendc::mlp);
+  m.def("mlp_backward", &ascendc::mlp_backward);
   m.def("patch_embed", &ascendc::patch_embed);
+  m.def("patch_embed_backward", &ascendc::patch_embed_backward);
   m.def("attention", &ascendc::attention);
   m.def("configure", [](int64_t cube_cores, bool lazy, int64_t order) {
     ascendc::g_chip.cube_cores = static_cast<int32_t>(cube_cores);

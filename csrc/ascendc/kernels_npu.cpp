@@ -1,6 +1,8 @@
 // The kernels and what starts them, for Ascend's compiler: CANN 8.x through CMakeLists.txt, 9.x by
 // bisheng. setup.py does either.
 #include "../../kernels/ascendc/attention.cpp"
+#include "../../kernels/ascendc/column_sums.cpp"
+#include "../../kernels/ascendc/linear_backward.cpp"
 #include "../../kernels/ascendc/mlp.cpp"
 #include "../../kernels/ascendc/modulate.cpp"
 #include "../../kernels/ascendc/modulate_backward.cpp"

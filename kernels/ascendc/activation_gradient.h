@@ -1,0 +1,132 @@
+// Derivatives of the activations, on float32 vectors. Each function leaves activation(x) in x and
+// activation'(x) in the last of its rooms of `work`, which it names; a room is `room` elements.
+#pragma once
+
+#include "activation.h"
+
+namespace mmkern {
+
+// x within [-limit, limit], so that what is made of it stays finite.
+__aicore__ inline void Clamp(LocalTensor<float> dst, LocalTensor<float> x, float limit,
+                             int32_t count) {
+  AscendC::Mins(dst, x, limit, count);
+  VectorBarrier();
+  AscendC::Maxs(dst, dst, -limit, count);
+  VectorBarrier();
+}
+
+// 1 where x > 0, else 0: `x` is at most 30. Below 1e-30 it is a ramp.
+__aicore__ inline void Step(LocalTensor<float> x, int32_t count) {
+  AscendC::Maxs(x, x, 0.0f, count);
+  VectorBarrier();
+  AscendC::Muls(x, x, 1e30f, count);
+  VectorBarrier();
+  AscendC::Mins(x, x, 1.0f, count);
+  VectorBarrier();
+}
+
+// x F(x) and F(x) + x f(x) of the normal distribution: F(x) = q where x < 0, else 1 - q.
+__aicore__ inline LocalTensor<float> GeluGradient(LocalTensor<float> x, LocalTensor<float> work,
+                                                  LocalTensor<float> constants, int32_t room,
+                                                  int32_t count) {
+  LocalTensor<float> a = work, t = work[room], q = work[2 * room], step = work[3 * room];
+  NormalTail(x, a, t, q, constants, count);
+  Clamp(step, x, 30.0f, count);
+  AscendC::Mul(t, t, step, count);
+  AscendC::Muls(a, q, -2.0f, count);
+  VectorBarrier();
+  AscendC::Muls(t, t, 0.39894228f, count);
+  AscendC::Adds(a, a, 1.0f, count);
+  Step(step, count);
+  AscendC::Mul(a, a, step, count);
+  VectorBarrier();
+  AscendC::Add(q, q, a, count);
+  VectorBarrier();
+  AscendC::Mul(x, x, q, count);
+  AscendC::Add(q, q, t, count);
+  VectorBarrier();
+  return q;
+}
+
+// x s and s + x s (1 - s), where s = 1 / (1 + exp(-x)).
+__aicore__ inline LocalTensor<float> SiluGradient(LocalTensor<float> x, LocalTensor<float> work,
+                                                  int32_t room, int32_t count) {
+  LocalTensor<float> s = work, t = work[room];
+  AscendC::Maxs(x, x, -80.0f, count);
+  AscendC::Duplicate(s, 1.0f, count);
+  VectorBarrier();
+  AscendC::Adds(t, x, 0.0f, count);
+  VectorBarrier();
+  TimesSigmoid(s, t, count);
+  AscendC::Mul(x, x, s, count);
+  AscendC::Muls(t, s, -1.0f, count);
+  VectorBarrier();
+  AscendC::Adds(t, t, 1.0f, count);
+  VectorBarrier();
+  AscendC::Mul(t, t, x, count);
+  VectorBarrier();
+  AscendC::Add(t, t, s, count);
+  VectorBarrier();
+  return t;
+}
+
+// x s and s + x s (1 - s) u', where s = 1 / (1 + exp(-u)), u = 2 sqrt(2 / pi) (x + 0.044715 x^3).
+__aicore__ inline LocalTensor<float> GeluTanhGradient(LocalTensor<float> x, LocalTensor<float> work,
+                                                      int32_t room, int32_t count) {
+  constexpr float kLinear = 1.5957691f, kCubic = kLinear * 0.044715f;
+  LocalTensor<float> u = work, s = work[room], slope = work[2 * room], w = work[3 * room];
+  AscendC::Maxs(x, x, -30.0f, count);
+  VectorBarrier();
+  Clamp(w, x, 30.0f, count);
+  AscendC::Mul(s, w, w, count);
+  VectorBarrier();
+  AscendC::Muls(u, s, kCubic, count);
+  AscendC::Muls(slope, s, 3.0f * kCubic, count);
+  AscendC::Duplicate(s, 1.0f, count);
+  VectorBarrier();
+  AscendC::Adds(u, u, kLinear, count);
+  AscendC::Adds(slope, slope, kLinear, count);
+  VectorBarrier();
+  AscendC::Mul(u, u, w, count);
+  AscendC::Mul(slope, slope, w, count);
+  VectorBarrier();
+  TimesSigmoid(s, u, count);
+  AscendC::Muls(u, s, -1.0f, count);
+  AscendC::Mul(x, x, s, count);
+  VectorBarrier();
+  AscendC::Adds(u, u, 1.0f, count);
+  AscendC::Mul(slope, slope, s, count);
+  VectorBarrier();
+  AscendC::Mul(slope, slope, u, count);
+  VectorBarrier();
+  AscendC::Add(slope, slope, s, count);
+  VectorBarrier();
+  return slope;
+}
+
+// grad *= activation'(x), x = activation(x); `work` has room for four times count.
+__aicore__ inline void ActivationGradient(int32_t activation, LocalTensor<float> grad,
+                                          LocalTensor<float> x, LocalTensor<float> work,
+                                          LocalTensor<float> constants, int32_t count) {
+  int32_t room = AlignUp(count, kRepeatFloats);
+  LocalTensor<float> derivative = work;
+  if (activation == kGelu) {
+    derivative = GeluGradient(x, work, constants, room, count);
+  } else if (activation == kGeluTanh) {
+    derivative = GeluTanhGradient(x, work, room, count);
+  } else if (activation == kSilu) {
+    derivative = SiluGradient(x, work, room, count);
+  } else {
+    AscendC::Maxs(x, x, 0.0f, count);
+    VectorBarrier();
+    AscendC::Mins(derivative, x, 1.0f, count);
+    VectorBarrier();
+    // the smallest bfloat16 is 9e-41
+    Step(derivative, count);
+    Step(derivative, count);
+  }
+  AscendC::Mul(grad, grad, derivative, count);
+  VectorBarrier();
+}
+
+}  // namespace mmkern
