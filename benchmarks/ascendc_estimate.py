@@ -25,6 +25,7 @@ BEGIN, END = "<!-- estimate:begin -->", "<!-- estimate:end -->"
 #: bytes read and written once, for which two vector cores have their share of HBM's speed
 MOVED = {
     "modulate": 4 * 64 * 1152 * 2,
+    "modulate, norm": 2 * 64 * 1280 * 2,
     "modulate_backward": 6 * 64 * 1152 * 2,
     "column_sums": 256 * 1024 * 2,
 }
@@ -39,7 +40,7 @@ def _runs(ops):
     """{name: (what, call)}; of the kernels that a call runs, _which says whose the row is."""
     c = 1152
     x, m, w = _randn(1, 64, c), [_randn(1, c) for _ in range(3)], _randn(1024, c)
-    bias, none = _randn(1024), [None] * 3
+    bias, none, affine = _randn(1024), [None] * 3, [_randn(1280), _randn(1280)]
 
     def backward(rows, inputs, hidden, outputs, asked):
         grad, z = _randn(rows, outputs), _randn(rows, hidden)
@@ -57,6 +58,10 @@ def _runs(ops):
         "modulate": (
             "gate, LayerNorm, scale, shift; 64 tokens of 1152",
             lambda: ops.modulate(x, x, *m, None, None, "layer", 1e-6),
+        ),
+        "modulate, norm": (
+            "LayerNorm, weight, bias, as mlp has it; 64 tokens of 1280",
+            lambda: ops.modulate(_randn(64, 1280), *none, None, *affine, "layer", 1e-6),
         ),
         "modulate_backward": (
             "the same; 64 tokens of 1152",

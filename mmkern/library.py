@@ -178,7 +178,17 @@ def load_native():
 
 
 #: the raw ops with an AscendC kernel: csrc/ascendc/device_npu.cpp
-ASCENDC_OPS = frozenset({"attention", "mlp", "modulate", "modulate_backward", "patch_embed"})
+ASCENDC_OPS = frozenset(
+    {
+        "attention",
+        "mlp",
+        "mlp_backward",
+        "modulate",
+        "modulate_backward",
+        "patch_embed",
+        "patch_embed_backward",
+    }
+)
 
 
 def load_ascendc():

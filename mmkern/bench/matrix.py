@@ -138,7 +138,7 @@ def table(evidence):
     if ASCENDC in columns:
         text += (
             " AscendC kernels: 1 right on the twin of its API, on the CPU; none has run on an NPU. "
-            "Backward is the kernel's for modulate alone."
+            "Attention's backward is the reference's."
         )
     return "\n".join([*lines, "", text])
 
