@@ -59,15 +59,15 @@ def _runs(ops):
             "gate, LayerNorm, scale, shift; 64 tokens of 1152",
             lambda: ops.modulate(x, x, *m, None, None, "layer", 1e-6),
         ),
-        "modulate, norm": (
-            "LayerNorm, weight, bias, as mlp has it; 64 tokens of 1280",
-            lambda: ops.modulate(_randn(64, 1280), *none, None, *affine, "layer", 1e-6),
-        ),
         "modulate_backward": (
             "the same; 64 tokens of 1152",
             lambda: ops.modulate_backward(
                 x, x, x, x, *m, None, None, "layer", 1e-6, [True] * 5 + [False] * 2
             ),
+        ),
+        "modulate, norm": (
+            "LayerNorm, weight, bias, as mlp has it; 64 tokens of 1280",
+            lambda: ops.modulate(_randn(64, 1280), *none, None, *affine, "layer", 1e-6),
         ),
         "patch_embed": (
             "16 x 16 x 3 pixels; 384 patches to 768",
