@@ -122,7 +122,7 @@ MUTANTS = [
     ("epilogue.h", "linear_backward", "z_, at, t_.n, T", "z_, at, t_.tile_n, T"),
     ("epilogue.h", "linear_backward", "saved_[at], z, shape", "saved_[at], c, shape"),
     ("activation_gradient.h", "linear_backward", "step = work[3 * room]", "step = work[2 * room]"),
-    ("activation_gradient.h", "linear_backward", "Step(step, count);", ""),
+    ("activation_gradient.h", "linear_backward", "Step(step, x, count);", ""),
     ("column_sums.cpp", "column_sums", "2, t_.group * t_.tile * 2", "2, t_.group * t_.tile"),
     ("column_sums.cpp", "column_sums", "AscendC::Duplicate(sum, 0.0f, pitch);", ""),
     ("column_sums.cpp", "column_sums", "(rows - half) * tile.pitch", "half * tile.pitch"),

@@ -1,27 +1,18 @@
 // Derivatives of the activations, on float32 vectors. Each function leaves activation(x) in x and
-// activation'(x) in the last of its rooms of `work`, which it names; a room is `room` elements.
+// returns the part of `work` that holds activation'(x); a part is `room` elements.
 #pragma once
 
 #include "activation.h"
 
 namespace mmkern {
 
-// x within [-limit, limit], so that what is made of it stays finite.
-__aicore__ inline void Clamp(LocalTensor<float> dst, LocalTensor<float> x, float limit,
-                             int32_t count) {
-  AscendC::Mins(dst, x, limit, count);
+// 1 where x > 0, else 0. Below 2^-100 it is a ramp.
+__aicore__ inline void Step(LocalTensor<float> dst, LocalTensor<float> x, int32_t count) {
+  AscendC::Maxs(dst, x, 0.0f, count);
   VectorBarrier();
-  AscendC::Maxs(dst, dst, -limit, count);
+  AscendC::Mins(dst, dst, 0x1p-100f, count);
   VectorBarrier();
-}
-
-// 1 where x > 0, else 0: `x` is at most 30. Below 1e-30 it is a ramp.
-__aicore__ inline void Step(LocalTensor<float> x, int32_t count) {
-  AscendC::Maxs(x, x, 0.0f, count);
-  VectorBarrier();
-  AscendC::Muls(x, x, 1e30f, count);
-  VectorBarrier();
-  AscendC::Mins(x, x, 1.0f, count);
+  AscendC::Muls(dst, dst, 0x1p100f, count);
   VectorBarrier();
 }
 
@@ -31,18 +22,18 @@ __aicore__ inline LocalTensor<float> GeluGradient(LocalTensor<float> x, LocalTen
                                                   int32_t count) {
   LocalTensor<float> a = work, t = work[room], q = work[2 * room], step = work[3 * room];
   NormalTail(x, a, t, q, constants, count);
-  Clamp(step, x, 30.0f, count);
-  AscendC::Mul(t, t, step, count);
+  AscendC::Mul(t, t, x, count);
   AscendC::Muls(a, q, -2.0f, count);
   VectorBarrier();
   AscendC::Muls(t, t, 0.39894228f, count);
   AscendC::Adds(a, a, 1.0f, count);
-  Step(step, count);
+  Step(step, x, count);
   AscendC::Mul(a, a, step, count);
   VectorBarrier();
   AscendC::Add(q, q, a, count);
   VectorBarrier();
   AscendC::Mul(x, x, q, count);
+  VectorBarrier();
   AscendC::Add(q, q, t, count);
   VectorBarrier();
   return q;
@@ -75,15 +66,17 @@ __aicore__ inline LocalTensor<float> GeluTanhGradient(LocalTensor<float> x, Loca
                                                       int32_t room, int32_t count) {
   constexpr float kLinear = 1.5957691f, kCubic = kLinear * 0.044715f;
   LocalTensor<float> u = work, s = work[room], slope = work[2 * room], w = work[3 * room];
+  // beyond 30 the sigmoid is 0 or 1
   AscendC::Maxs(x, x, -30.0f, count);
   VectorBarrier();
-  Clamp(w, x, 30.0f, count);
+  AscendC::Mins(w, x, 30.0f, count);
+  VectorBarrier();
   AscendC::Mul(s, w, w, count);
   VectorBarrier();
   AscendC::Muls(u, s, kCubic, count);
   AscendC::Muls(slope, s, 3.0f * kCubic, count);
-  AscendC::Duplicate(s, 1.0f, count);
   VectorBarrier();
+  AscendC::Duplicate(s, 1.0f, count);
   AscendC::Adds(u, u, kLinear, count);
   AscendC::Adds(slope, slope, kLinear, count);
   VectorBarrier();
@@ -117,13 +110,10 @@ __aicore__ inline void ActivationGradient(int32_t activation, LocalTensor<float>
   } else if (activation == kSilu) {
     derivative = SiluGradient(x, work, room, count);
   } else {
+    // twice, as the smallest bfloat16 is 2^-133
+    Step(derivative, x, count);
+    Step(derivative, derivative, count);
     AscendC::Maxs(x, x, 0.0f, count);
-    VectorBarrier();
-    AscendC::Mins(derivative, x, 1.0f, count);
-    VectorBarrier();
-    // the smallest bfloat16 is 9e-41
-    Step(derivative, count);
-    Step(derivative, count);
   }
   AscendC::Mul(grad, grad, derivative, count);
   VectorBarrier();
