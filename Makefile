@@ -86,7 +86,7 @@ NPU_HEADERS := build/torch_npu
 ascendc-host: $(VENV)/installed ## type-check the NPU host code against torch_npu's headers, which pip fetches
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(NPU_HEADERS) torch_npu
 	cd $(NPU_HEADERS) && for w in torch_npu-*.whl; do $(PYTHON) -m zipfile -e $$w .; done
-	for f in attention attention_backward device device_npu mlp modulate patch_embed; do \
+	for f in attention attention_backward device device_npu linear_backward mlp modulate patch_embed; do \
 	  $${CXX:-g++} -std=c++20 -fsyntax-only -Icsrc $$($(BIN)/python -c 'from torch.utils.cpp_extension \
 	    import include_paths as p; print(*(f"-isystem {d}" for d in p()))') \
 	    -isystem $(NPU_HEADERS)/torch_npu/include -isystem $(NPU_HEADERS)/torch_npu/include/third_party/acl/inc \

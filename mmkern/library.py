@@ -182,7 +182,16 @@ def load_native():
 
 #: the raw ops with an AscendC kernel: csrc/ascendc/device_npu.cpp
 ASCENDC_OPS = frozenset(
-    {"attention", "attention_backward", "mlp", "modulate", "modulate_backward", "patch_embed"}
+    {
+        "attention",
+        "attention_backward",
+        "mlp",
+        "mlp_backward",
+        "modulate",
+        "modulate_backward",
+        "patch_embed",
+        "patch_embed_backward",
+    }
 )
 
 

@@ -16,11 +16,13 @@ from mmkern import library
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
-    "attention", "attention_backward", "device", "device_twin", "mlp", "modulate", "patch_embed",
+    "attention", "attention_backward", "device", "device_twin", "linear_backward", "mlp",
+    "modulate", "patch_embed",
 )  # fmt: skip
 #: the raw ops with a kernel; every other backward is the reference's
 RAW_OPS = (
-    "attention", "attention_backward", "mlp", "modulate", "modulate_backward", "patch_embed",
+    "attention", "attention_backward", "mlp", "mlp_backward", "modulate", "modulate_backward",
+    "patch_embed", "patch_embed_backward",
 )  # fmt: skip
 
 

@@ -90,11 +90,12 @@ def modulate_backward(stores: bool = True):
     ]
 
 
-def linear_tiling(m, n, k, tile_m, tile_n, activation, saves, pos_rows=0) -> bytes:
-    kind = 1 if pos_rows else 0
-    return struct.pack(
-        "<3q8i2q", m, k, k, n, k, tile_m, tile_n, activation, 1, saves, kind, pos_rows, n
-    )
+def linear_tiling(
+    m, n, k, tile_m, tile_n, activation=0, saves=0, pos_rows=0, strides=None, turned=0, gradient=0
+) -> bytes:
+    """As LinearTiling; strides are those of a and b, and without a bias where they are given."""
+    sizes = (n, k, tile_m, tile_n, activation, int(strides is None), saves, int(pos_rows > 0))
+    return struct.pack("<3q10i2q", m, *(strides or (k, k)), *sizes, turned, gradient, pos_rows, n)
 
 
 def ring(blocks: int, tile_m: int, tile_n: int):
@@ -110,6 +111,41 @@ def linear(m: int = 65, n: int = 168, k: int = 328):
         empty(m, n),
         ring(2, 32, 144),
         linear_tiling(m, n, k, 32, 144, activation=1, saves=1),
+    ]
+
+
+def linear_backward():
+    m, n, k = 65, 168, 328
+    return [
+        values(1, m, k),
+        values(2, k, n),
+        values(3, m, n),
+        empty(m, n),
+        empty(m, n),
+        ring(2, 64, 144),
+        linear_tiling(m, n, k, 64, 144, activation=1, saves=1, strides=(k, n), gradient=1),
+    ]
+
+
+def linear_turned():
+    m, n, k = 65, 168, 328
+    return [
+        values(1, k, m),
+        values(2, k, n),
+        None,
+        None,
+        empty(m, n),
+        ring(2, 32, 144),
+        linear_tiling(m, n, k, 32, 144, strides=(m, n), turned=1),
+    ]
+
+
+def column_sums():
+    rows, columns, stride, chunk = 75, 88, 96, 40
+    return [
+        values(1, rows, stride),
+        empty(2, columns, dtype=FLOAT),
+        struct.pack("<4q2i", rows, columns, stride, chunk, 48, 16),
     ]
 
 
@@ -228,6 +264,13 @@ CASES = {
         "modulate_backward.cpp", "mmkern_modulate_backward_float16", "aiv", 4, modulate_backward
     ),
     "linear": Case("mlp.cpp", "mmkern_linear_float16", "mix12", 2, linear),
+    "linear_backward": Case(
+        "linear_backward.cpp", "mmkern_linear_backward_float16", "mix12", 2, linear_backward
+    ),
+    "linear_turned": Case(
+        "linear_backward.cpp", "mmkern_linear_backward_float16", "mix12", 2, linear_turned
+    ),
+    "column_sums": Case("column_sums.cpp", "mmkern_column_sums_float16", "aiv", 4, column_sums),
     "patch_embed": Case("patch_embed.cpp", "mmkern_patch_embed_float16", "mix12", 2, patch_embed),
     "attention": Case("attention.cpp", "mmkern_attention_float16", "mix12", 2, attention),
     "attention_delta": Case(

@@ -57,7 +57,9 @@ TORCH_LIBRARY_IMPL(mmkern, PrivateUse1, m) {
   m.impl("modulate", &ascendc::modulate);
   m.impl("modulate_backward", &ascendc::modulate_backward);
   m.impl("mlp", &ascendc::mlp);
+  m.impl("mlp_backward", &ascendc::mlp_backward);
   m.impl("patch_embed", &ascendc::patch_embed);
+  m.impl("patch_embed_backward", &ascendc::patch_embed_backward);
   m.impl("attention", &ascendc::attention);
   m.impl("attention_backward", &ascendc::attention_backward);
 }

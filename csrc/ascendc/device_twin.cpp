@@ -8,6 +8,8 @@
 
 #include "../../kernels/ascendc/attention.cpp"
 #include "../../kernels/ascendc/attention_backward.cpp"
+#include "../../kernels/ascendc/column_sums.cpp"
+#include "../../kernels/ascendc/linear_backward.cpp"
 #include "../../kernels/ascendc/mlp.cpp"
 #include "../../kernels/ascendc/modulate.cpp"
 #include "../../kernels/ascendc/modulate_backward.cpp"
@@ -88,7 +90,9 @@ TORCH_LIBRARY(mmkern_ascendc_twin, m) {
   m.def("modulate", &ascendc::modulate);
   m.def("modulate_backward", &ascendc::modulate_backward);
   m.def("mlp", &ascendc::mlp);
+  m.def("mlp_backward", &ascendc::mlp_backward);
   m.def("patch_embed", &ascendc::patch_embed);
+  m.def("patch_embed_backward", &ascendc::patch_embed_backward);
   m.def("attention", &ascendc::attention);
   m.def("attention_backward", &ascendc::attention_backward);
   m.def("configure", [](int64_t cube_cores, bool lazy, int64_t order) {

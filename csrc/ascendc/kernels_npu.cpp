@@ -2,6 +2,8 @@
 // bisheng. setup.py does either.
 #include "../../kernels/ascendc/attention.cpp"
 #include "../../kernels/ascendc/attention_backward.cpp"
+#include "../../kernels/ascendc/column_sums.cpp"
+#include "../../kernels/ascendc/linear_backward.cpp"
 #include "../../kernels/ascendc/mlp.cpp"
 #include "../../kernels/ascendc/modulate.cpp"
 #include "../../kernels/ascendc/modulate_backward.cpp"

@@ -15,6 +15,10 @@ void launch_modulate_backward(bool bfloat16, uint32_t blocks, void* stream, uint
                               const ModulateTiling& t);
 void launch_linear(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
                    const LinearTiling& t);
+void launch_linear_backward(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                            const LinearTiling& t);
+void launch_column_sums(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                        const ColumnTiling& t);
 void launch_patch_embed(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
                         const LinearTiling& t, const PixelTiling& pixels);
 void launch_attention(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,

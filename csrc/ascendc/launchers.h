@@ -29,6 +29,16 @@ void launch_linear(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
   MMKERN_EITHER(mmkern_linear, p[0], p[1], p[2], p[3], p[4], p[5], t)
 }
 
+void launch_linear_backward(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                            const LinearTiling& t) {
+  MMKERN_EITHER(mmkern_linear_backward, p[0], p[1], p[2], p[3], p[4], p[5], t)
+}
+
+void launch_column_sums(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                        const ColumnTiling& t) {
+  MMKERN_EITHER(mmkern_column_sums, p[0], p[1], t)
+}
+
 void launch_patch_embed(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
                         const LinearTiling& t, const PixelTiling& pixels) {
   MMKERN_EITHER(mmkern_patch_embed, p[0], p[1], p[2], p[3], p[4], p[5], t, pixels)

@@ -12,6 +12,7 @@ namespace mmkern::ascendc {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using SevenTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 std::tuple<Tensor, Tensor> modulate(const Tensor& x, const OptionalTensor& branch,
@@ -29,8 +30,15 @@ std::tuple<Tensor, Tensor> mlp(const Tensor& x, const OptionalTensor& rows, cons
                                const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                                std::string_view activation, std::string_view norm, double eps,
                                int64_t merge, bool save);
+SevenTensors mlp_backward(const Tensor& grad, const Tensor& x, const OptionalTensor& rows,
+                          const Tensor& w1, const Tensor& w2, const OptionalTensor& norm_weight,
+                          const OptionalTensor& norm_bias, const Tensor& z,
+                          std::string_view activation, std::string_view norm, double eps,
+                          int64_t merge, std::array<bool, 7> mask);
 Tensor patch_embed(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                    const OptionalTensor& pos_embed);
+FourTensors patch_embed_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                 const OptionalTensor& pos_embed, std::array<bool, 4> mask);
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const OptionalTensor& key_padding_mask,
                                      const OptionalTensor& cu_seqlens_q,

@@ -1,4 +1,4 @@
-#include "linear.h"
+#include "linear_backward.h"
 #include "ops.h"
 
 namespace mmkern::ascendc {
@@ -12,14 +12,14 @@ bool is_flattened(const Tensor& x, const Tensor& weight) {
   return x.dim() != weight.dim() || weight.dim() == 2;
 }
 
-// Windows (B, Cin, T, H, W of the grid, and of the kernel); 2-D pixels have one frame.
+// Windows (B, grid, Cin, kernel), a view.
 Tensor windows_of(const Tensor& x, const Tensor& weight) {
   Tensor w = x;
   for (int64_t dim = 2; dim < weight.dim(); ++dim) {
     const int64_t size = weight.size(dim), count = w.size(dim) / size;
     w = w.narrow(dim, 0, count * size).unfold(dim, size, size);
   }
-  return w;
+  return w.movedim(1, x.dim() - 1);
 }
 
 // False where the kernel cannot take the windows out of the pixels.
@@ -60,8 +60,7 @@ Tensor patch_embed(const Tensor& x, const Tensor& weight, const OptionalTensor& 
       const int64_t tokens = int64_t{p.frames} * p.rows * p.columns;
       shape = {x.size(0), tokens, weight.size(0)};
       if (!direct) {
-        const Tensor w = windows_of(x, weight);
-        a = w.movedim(1, x.dim() - 1).reshape({x.size(0) * tokens, flat.size(1)});
+        a = windows_of(x, weight).reshape({x.size(0) * tokens, flat.size(1)});
         p.flattened = 1;
       }
     }
@@ -95,6 +94,46 @@ Tensor patch_embed(const Tensor& x, const Tensor& weight, const OptionalTensor& 
           {input(a), input(flat), input(bias), input(pos), output(y), workspace(ring)}},
          [=](void* stream, uint8_t** q) { launch_patch_embed(bfloat16, blocks, stream, q, t, p); });
   return y;
+}
+
+FourTensors patch_embed_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                 const OptionalTensor& pos_embed, std::array<bool, 4> mask) {
+  const int64_t channels = weight.size(0);
+  const Tensor flat = weight.reshape({channels, -1});
+  const bool taken =
+      is_half(x) && x.numel() > 0 && is_matrix(flat) && grad.scalar_type() == x.scalar_type() &&
+      can_be_operand(grad.numel() / channels, channels) && is_row_stride(flat.size(1)) &&
+      (!mask[3] || pos_embed->numel() < (int64_t{1} << 30));
+  if (!taken) {
+    return reference<FourTensors>("mmkern::patch_embed_backward", grad, x, weight, pos_embed, mask);
+  }
+  const bool flattened = is_flattened(x, weight);
+  const Tensor g = as_operand(grad.reshape({-1, channels}));
+  std::array<Tensor, 4> grads;
+  grads.fill(no_tensor(x));
+  if (mask[0]) {
+    const Tensor patches = product(g, false, flat);
+    if (flattened) {
+      grads[0] = patches.reshape(x.sizes());
+    } else {
+      grads[0] = at::zeros(x.sizes(), x.options());
+      const Tensor windows = windows_of(grads[0], weight);
+      windows.copy_(patches.reshape(windows.sizes()));
+    }
+  }
+  if (mask[1]) {
+    const Tensor patches = flattened ? x : windows_of(x, weight);
+    const Tensor rows = as_operand(patches.reshape({-1, flat.size(1)}));
+    grads[1] = product(g, true, rows).reshape(weight.sizes());
+  }
+  if (mask[2]) grads[2] = column_sums(g).to(x.scalar_type());
+  if (mask[3]) {
+    // each token's sum over the batch: a token is `channels` columns
+    const Tensor tokens = grad.reshape({-1, pos_embed->numel()}).contiguous();
+    const Tensor sums = tokens.size(0) == 1 ? tokens.to(at::kFloat) : column_sums(tokens);
+    grads[3] = sums.reshape(pos_embed->sizes()).to(pos_embed->scalar_type());
+  }
+  return {grads[0], grads[1], grads[2], grads[3]};
 }
 
 }  // namespace mmkern::ascendc

@@ -45,10 +45,11 @@ __aicore__ inline void MulAddBlock(LocalTensor<float> q, LocalTensor<float> t, L
   VectorBarrier();
 }
 
-// max(x, 0) - |x| q(|x|), where q(a) = (1 - erf(a / sqrt(2))) / 2 by Abramowitz and Stegun 7.1.26:
-// its error is at most 7.5e-8.
-__aicore__ inline void Gelu(LocalTensor<float> x, LocalTensor<float> a, LocalTensor<float> t,
-                            LocalTensor<float> q, LocalTensor<float> constants, int32_t count) {
+// a = |x|, t = exp(-a^2 / 2), q = (1 - erf(a / sqrt(2))) / 2 by Abramowitz and Stegun 7.1.26: its
+// error is at most 7.5e-8.
+__aicore__ inline void NormalTail(LocalTensor<float> x, LocalTensor<float> a, LocalTensor<float> t,
+                                  LocalTensor<float> q, LocalTensor<float> constants,
+                                  int32_t count) {
   constexpr float kScale = 0.3275911f * 0.70710678f;
   AscendC::Abs(a, x, count);
   VectorBarrier();
@@ -76,6 +77,12 @@ __aicore__ inline void Gelu(LocalTensor<float> x, LocalTensor<float> a, LocalTen
   VectorBarrier();
   AscendC::Mul(q, q, t, count);
   VectorBarrier();
+}
+
+// max(x, 0) - |x| q
+__aicore__ inline void Gelu(LocalTensor<float> x, LocalTensor<float> a, LocalTensor<float> t,
+                            LocalTensor<float> q, LocalTensor<float> constants, int32_t count) {
+  NormalTail(x, a, t, q, constants, count);
   AscendC::Mul(q, q, a, count);
   AscendC::Maxs(x, x, 0.0f, count);
   VectorBarrier();

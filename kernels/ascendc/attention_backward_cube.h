@@ -196,11 +196,11 @@ class AttentionBackwardCube {
       int32_t columns = Min(kColumns, width - c);
       AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
       if (kKeys) {
-        LoadTransposedA<T>(L0A(), w, held, depth, AlignUp(depth, 16));
+        LoadTurnedA<T>(L0A(), w, held, depth, AlignUp(depth, 16));
       } else {
         LoadA<T>(L0A(), w, Max(held, 2), depth, AlignUp(held, 16));
       }
-      LoadTransposedB<T>(L0B(), Moving(step, kind)[c * pitch + moved * 16], columns, depth, pitch);
+      LoadTurnedB<T>(L0B(), Moving(step, kind)[c * pitch + moved * 16], columns, depth, pitch);
       Loaded();
       bool begins = s.first && moved == 0;
       if (begins && c == 0) AscendC::WaitFlag<HardEvent::FIX_M>(kSums + kind);

@@ -163,7 +163,7 @@ class AttentionCube {
     AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kValues + v_slot_);
     AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
     LoadL0A<T>(L0A(), w, Max(block.rows, 2), keys);
-    LoadTransposedB<T>(L0B(), v, width, keys, pitch);
+    LoadTurnedB<T>(L0B(), v, width, keys, pitch);
     AscendC::SetFlag<HardEvent::MTE1_MTE2>(kValues + v_slot_);
     Loaded();
     if (piece == 0) AscendC::WaitFlag<HardEvent::FIX_M>(kProductPart);

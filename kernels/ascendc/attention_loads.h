@@ -40,28 +40,6 @@ __aicore__ inline void LoadB(LocalTensor<T> dst, LocalTensor<T> src, int32_t row
   }
 }
 
-// The columns of a block of `rows` rows into L0A, as the rows of a left operand.
-template <class T>
-__aicore__ inline void LoadTransposedA(LocalTensor<T> dst, LocalTensor<T> src, int32_t columns,
-                                       int32_t rows, int32_t pitch) {
-  int32_t down = CeilDiv(columns, 16), across = CeilDiv(rows, 16);
-  for (int32_t i = 0; i < down; ++i) {
-    AscendC::LoadData(dst[i * across * kFractal], src[i * pitch * 16],
-                      AscendC::LoadData2DParams(0, across, 1, 0, 0, true, 0));
-  }
-}
-
-// Some rows of a block into L0B, as the rows of a right operand: each fractal is transposed.
-template <class T>
-__aicore__ inline void LoadTransposedB(LocalTensor<T> dst, LocalTensor<T> src, int32_t columns,
-                                       int32_t rows, int32_t pitch) {
-  int32_t across = CeilDiv(columns, 16);
-  for (int32_t k = 0; k < CeilDiv(rows, 16); ++k) {
-    AscendC::LoadData(dst[k * across * kFractal], src[k * kFractal],
-                      AscendC::LoadData2DParams(0, across, pitch / 16, 0, 0, true, 0));
-  }
-}
-
 // What stores m x n of L0C in rows of global memory that lie `stride` apart.
 __aicore__ inline AscendC::FixpipeParamsV220 StoreRowsOf(int32_t m, int32_t n, int32_t stride) {
   AscendC::FixpipeParamsV220 p;

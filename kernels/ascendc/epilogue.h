@@ -1,9 +1,9 @@
-// The vector cores' half of a linear layer: bias, position embedding and activation on tiles that
-// gemm.h leaves in the ring, a piece as soon as it is there; the two vector cores of a cube core
-// take half the rows each.
+// The vector cores' half of a linear layer: bias, position embedding and activation, or in backward
+// the activation's derivative, on tiles that gemm.h leaves in the ring, a piece as soon as it is
+// there; the two vector cores of a cube core take half the rows each.
 #pragma once
 
-#include "activation.h"
+#include "activation_gradient.h"
 #include "gemm.h"
 #include "rows.h"
 
@@ -29,21 +29,25 @@ __aicore__ inline void CastRows(LocalTensor<To> dst, LocalTensor<From> src, int3
 template <class T>
 class Epilogue {
  public:
-  __aicore__ inline Epilogue(Address ring, Address bias, Address pos, Address z, Address y,
-                             const LinearTiling& tiling)
-      : bias_(bias), pos_(pos), t_(tiling) {
+  __aicore__ inline Epilogue(Address ring, Address bias, Address pos, Address z, Address saved,
+                             Address y, const LinearTiling& tiling)
+      : bias_(bias), pos_(pos), z_(z), t_(tiling) {
     int32_t core = AscendC::GetBlockIdx() / 2;
     ring_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(ring) +
                           static_cast<int64_t>(core) * 2 * t_.tile_m * t_.tile_n);
-    z_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(z));
+    saved_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(saved));
     y_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(y));
     int32_t elements = kEpilogueRows * AlignUp(Min(t_.tile_n, kPieceN), 16);
     pipe_.InitBuffer(tile_queue_, 2, elements * 4);
     pipe_.InitBuffer(y_queue_, 2, elements * 2);
-    pipe_.InitBuffer(work_buffer_, 3 * elements * 4);
+    pipe_.InitBuffer(work_buffer_, (t_.gradient ? 4 : 3) * elements * 4);
     pipe_.InitBuffer(constants_buffer_, kConstants * 4);
     FillConstants(constants_buffer_.template Get<float>());
-    if (t_.saves) pipe_.InitBuffer(z_queue_, 2, elements * 2);
+    if (t_.saves) pipe_.InitBuffer(saved_queue_, 2, elements * 2);
+    if (t_.gradient) {
+      pipe_.InitBuffer(z_queue_, 2, elements * 2);
+      pipe_.InitBuffer(z_buffer_, elements * 4);
+    }
     if (t_.pos_kind) pipe_.InitBuffer(pos_queue_, 1, elements * 4);
     if (!t_.has_bias) return;
     pipe_.InitBuffer(vector_queue_, 1, AlignUp(t_.tile_n, 16) * 4);
@@ -86,8 +90,7 @@ class Epilogue {
   __aicore__ inline void RunRows(const GemmTile& tile, int32_t piece, int32_t slot, int32_t row,
                                  int32_t rows) {
     int32_t first = piece * kPieceN, n = tile.PieceColumns(piece);
-    int32_t pitch = AlignUp(n, 8), count = rows * pitch;
-    Tile shape{rows, n, pitch};
+    Tile shape{rows, n, AlignUp(n, 8)};
     LocalTensor<float> c = LoadPiece(ring_[(slot * t_.tile_m + row) * t_.tile_n + first], shape);
     int64_t at = (tile.row + row) * t_.n + tile.column + first;
     if (t_.has_bias) RowsWithVector<AddOp>(c, bias_buffer_.template Get<float>()[first], shape);
@@ -96,11 +99,29 @@ class Epilogue {
       if (t_.pos_kind == 2) AddPositions<float>(c, pos, shape);
       if (t_.pos_kind == 1) AddPositions<T>(c, pos, shape);
     }
-    if (t_.saves) Store(z_queue_, z_[at], c, shape);
-    Activate(t_.activation, c, work_buffer_.template Get<float>(),
-             constants_buffer_.template Get<float>(), count);
+    if (t_.gradient) {
+      TimesDerivative(c, at, shape);
+    } else {
+      if (t_.saves) Store(saved_queue_, saved_[at], c, shape);
+      Activate(t_.activation, c, work_buffer_.template Get<float>(),
+               constants_buffer_.template Get<float>(), shape.rows * shape.pitch);
+    }
     Store(y_queue_, y_[at], c, shape);
     tile_queue_.FreeTensor(c);
+  }
+
+  // c times the activation's derivative at z, which lies at `at`; and the activation itself.
+  __aicore__ inline void TimesDerivative(LocalTensor<float> c, int64_t at, const Tile& shape) {
+    int32_t pitch = AlignUp(shape.cols, 16);
+    LoadRows<T>(z_queue_, z_, at, t_.n, Tile{shape.rows, shape.cols, pitch});
+    LocalTensor<T> raw = z_queue_.template DeQue<T>();
+    LocalTensor<float> z = z_buffer_.template Get<float>();
+    CastRows<float, T>(z, raw, shape.rows, shape.pitch, shape.pitch, pitch,
+                       AscendC::RoundMode::CAST_NONE);
+    z_queue_.FreeTensor(raw);
+    ActivationGradient(t_.activation, c, z, work_buffer_.template Get<float>(),
+                       constants_buffer_.template Get<float>(), shape.rows * shape.pitch);
+    if (t_.saves) Store(saved_queue_, saved_[at], z, shape);
   }
 
   __aicore__ inline LocalTensor<float> LoadPiece(GlobalTensor<float> from, const Tile& shape) {
@@ -149,14 +170,14 @@ class Epilogue {
     queue.FreeTensor(out);
   }
 
-  Address bias_, pos_;
+  Address bias_, pos_, z_;
   LinearTiling t_;
   GlobalTensor<float> ring_;
-  GlobalTensor<T> z_, y_;
+  GlobalTensor<T> saved_, y_;
   AscendC::TPipe pipe_;
-  AscendC::TQue<TPosition::VECIN, 1> tile_queue_, pos_queue_, vector_queue_;
-  AscendC::TQue<TPosition::VECOUT, 1> y_queue_, z_queue_;
-  AscendC::TBuf<TPosition::VECCALC> work_buffer_, bias_buffer_, constants_buffer_;
+  AscendC::TQue<TPosition::VECIN, 1> tile_queue_, pos_queue_, vector_queue_, z_queue_;
+  AscendC::TQue<TPosition::VECOUT, 1> y_queue_, saved_queue_;
+  AscendC::TBuf<TPosition::VECCALC> work_buffer_, bias_buffer_, z_buffer_, constants_buffer_;
 };
 
 }  // namespace mmkern

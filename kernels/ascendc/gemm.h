@@ -74,6 +74,28 @@ __aicore__ inline void LoadL0B(LocalTensor<T> dst, LocalTensor<T> src, int32_t n
   AscendC::LoadData(dst, src, AscendC::LoadData2DParams(0, fractals, 1, 0, 0, false, 0));
 }
 
+// L1 to L0A of a that lies as (k x m), `pitch` rows long: each fractal is turned.
+template <class T>
+__aicore__ inline void LoadTurnedA(LocalTensor<T> dst, LocalTensor<T> src, int32_t m, int32_t depth,
+                                   int32_t pitch) {
+  int32_t across = CeilDiv(depth, 16);
+  for (int32_t i = 0; i < CeilDiv(m, 16); ++i) {
+    AscendC::LoadData(dst[i * across * kFractal], src[i * pitch * 16],
+                      AscendC::LoadData2DParams(0, across, 1, 0, 0, true, 0));
+  }
+}
+
+// L1 to L0B of b as (k x n), `pitch` rows long.
+template <class T>
+__aicore__ inline void LoadTurnedB(LocalTensor<T> dst, LocalTensor<T> src, int32_t n, int32_t depth,
+                                   int32_t pitch) {
+  int32_t across = CeilDiv(n, 16);
+  for (int32_t k = 0; k < CeilDiv(depth, 16); ++k) {
+    AscendC::LoadData(dst[k * across * kFractal], src[k * kFractal],
+                      AscendC::LoadData2DParams(0, across, pitch / 16, 0, 0, true, 0));
+  }
+}
+
 // c (+)= a * b. Products of few fractals need a barrier between two that add to one c.
 __aicore__ inline AscendC::MmadParams Product(int32_t m, int32_t n, int32_t k, bool first) {
   AscendC::MmadParams p;
@@ -84,9 +106,10 @@ __aicore__ inline AscendC::MmadParams Product(int32_t m, int32_t n, int32_t k, b
   return p;
 }
 
-// Rows that plain rows of a take in L1; one row is there twice, since a product has at least two.
-template <class T>
-struct PlainRows {
+// Both operands, and their way from L1 into L0. a is (m x k), turned (k x m); b (n x k), turned
+// (k x n).
+template <class T, bool kTurnedA, bool kTurnedB>
+struct Operands {
   GlobalTensor<T> a;
   GlobalTensor<T> b;
 
@@ -94,6 +117,28 @@ struct PlainRows {
     a.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(a_base));
     b.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(b_base));
   }
+  // `part` of a chunk's `depth`, from `k` on.
+  __aicore__ inline void ToL0A(LocalTensor<T> dst, LocalTensor<T> src, int32_t m, int32_t k,
+                               int32_t part, int32_t depth) const {
+    if constexpr (kTurnedA) {
+      LoadTurnedA<T>(dst, src[k * 16], m, part, AlignUp(depth, 16));
+    } else {
+      LoadL0A<T>(dst, src[k * AlignUp(m, 16)], m, part);
+    }
+  }
+  __aicore__ inline void ToL0B(LocalTensor<T> dst, LocalTensor<T> src, int32_t n, int32_t k,
+                               int32_t part, int32_t depth) const {
+    if constexpr (kTurnedB) {
+      LoadTurnedB<T>(dst, src[k * 16], n, part, AlignUp(depth, 16));
+    } else {
+      LoadL0B<T>(dst, src[k * AlignUp(n, 16)], n, part);
+    }
+  }
+};
+
+// Operands that lie in memory as rows.
+template <class T, bool kTurnedA = false, bool kTurnedB = false>
+struct PlainRows : Operands<T, kTurnedA, kTurnedB> {
   __aicore__ inline int32_t Chunks(const LinearTiling& t) const { return CeilDiv(t.k, kDepthL1); }
   // Chunks alike: the pieces of a last one that is short would be multiplied faster than stored.
   __aicore__ inline int32_t Step(const LinearTiling& t) const {
@@ -102,18 +147,34 @@ struct PlainRows {
   __aicore__ inline int32_t Depth(const LinearTiling& t, int32_t chunk) const {
     return Min(Step(t), t.k - chunk * Step(t));
   }
+  // Of a that is not turned, one row is loaded twice, since a product has at least two; a turned
+  // one is followed by zeros.
   __aicore__ inline void LoadA(LocalTensor<T> dst, const LinearTiling& t, const GemmTile& tile,
                                int32_t chunk) {
-    int64_t at = tile.row * t.a_stride + static_cast<int64_t>(chunk) * Step(t);
-    int32_t pitch = AlignUp(tile.m, 16), depth = Depth(t, chunk);
-    LoadColumns<T>(dst, a[at], tile.m, depth, t.a_stride, pitch);
-    if (tile.m == 1) LoadColumns<T>(dst[16], a[at], 1, depth, t.a_stride, pitch);
+    int64_t first = static_cast<int64_t>(chunk) * Step(t);
+    int32_t depth = Depth(t, chunk);
+    if constexpr (kTurnedA) {
+      LoadColumns<T>(dst, this->a[first * t.a_stride + tile.row], depth, tile.m, t.a_stride,
+                     AlignUp(depth, 16));
+    } else {
+      int64_t at = tile.row * t.a_stride + first;
+      int32_t pitch = AlignUp(tile.m, 16);
+      LoadColumns<T>(dst, this->a[at], tile.m, depth, t.a_stride, pitch);
+      if (tile.m == 1) LoadColumns<T>(dst[16], this->a[at], 1, depth, t.a_stride, pitch);
+    }
   }
-  // `columns` columns of the product from `column` on, rows of b.
+  // `columns` columns of the product from `column` on.
   __aicore__ inline void LoadB(LocalTensor<T> dst, const LinearTiling& t, int32_t column,
                                int32_t columns, int32_t chunk) {
-    int64_t at = column * t.b_stride + static_cast<int64_t>(chunk) * Step(t);
-    LoadColumns<T>(dst, b[at], columns, Depth(t, chunk), t.b_stride, AlignUp(columns, 16));
+    int64_t first = static_cast<int64_t>(chunk) * Step(t);
+    int32_t depth = Depth(t, chunk);
+    if constexpr (kTurnedB) {
+      LoadColumns<T>(dst, this->b[first * t.b_stride + column], depth, columns, t.b_stride,
+                     AlignUp(depth, 16));
+    } else {
+      LoadColumns<T>(dst, this->b[column * t.b_stride + first], columns, depth, t.b_stride,
+                     AlignUp(columns, 16));
+    }
   }
 };
 
@@ -177,8 +238,7 @@ class Gemm {
       int32_t n = tile.PieceColumns(piece), depth = source_.Depth(t_, chunk);
       LocalTensor<T> b = a[(kMaxTileM + piece * kPieceN) * kDepthL1];
       for (int32_t k = 0; k < depth; k += kDepthL0) {
-        Multiply(Piece(piece), a[k * AlignUp(tile.m, 16)], b[k * AlignUp(n, 16)], tile.m, n,
-                 Min(kDepthL0, depth - k), chunk == 0 && k == 0);
+        Multiply(Piece(piece), a, b, tile.m, n, k, depth, chunk == 0 && k == 0);
       }
       if (chunk < chunks - 1) continue;
       if (piece == 0 && done >= 2) AscendC::CrossCoreWaitFlag(kTileFree);
@@ -192,16 +252,18 @@ class Gemm {
     return l0c_.template Get<float>()[piece * kMaxTileM * kPieceN];
   }
 
+  // c (+)= the part of a chunk from `k` on.
   __aicore__ inline void Multiply(LocalTensor<float> c, LocalTensor<T> a, LocalTensor<T> b,
-                                  int32_t m, int32_t n, int32_t depth, bool first) {
+                                  int32_t m, int32_t n, int32_t k, int32_t depth, bool first) {
+    int32_t part = Min(kDepthL0, depth - k);
     LocalTensor<T> l0a = l0a_.template Get<T>()[l0_slot_ * kMaxTileM * kDepthL0];
     LocalTensor<T> l0b = l0b_.template Get<T>()[l0_slot_ * kPieceN * kDepthL0];
     AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-    LoadL0A<T>(l0a, a, m, depth);
-    LoadL0B<T>(l0b, b, n, depth);
+    source_.ToL0A(l0a, a, m, k, part, depth);
+    source_.ToL0B(l0b, b, n, k, part, depth);
     AscendC::SetFlag<HardEvent::MTE1_M>(l0_slot_);
     AscendC::WaitFlag<HardEvent::MTE1_M>(l0_slot_);
-    AscendC::Mmad(c, l0a, l0b, Product(m, n, depth, first));
+    AscendC::Mmad(c, l0a, l0b, Product(m, n, part, first));
     AscendC::PipeBarrier<PIPE_M>();
     AscendC::SetFlag<HardEvent::M_MTE1>(l0_slot_);
     l0_slot_ ^= 1;

@@ -22,8 +22,10 @@ struct LinearTiling {
   int32_t tile_n;
   int32_t activation;
   int32_t has_bias;
-  int32_t saves;     // z, what the activation gets, is an output too
+  int32_t saves;     // z, what the activation gets, is an output too; in backward what it gives
   int32_t pos_kind;  // patch_embed's position embedding: 0: none; 1: of a's dtype; 2: float32
+  int32_t turned;    // backward: 1: a lies as (k x m)
+  int32_t gradient;  // 1: the product is multiplied by the activation's derivative at z
   int64_t pos_rows;  // row r of the product gets row r % pos_rows
   int64_t pos_stride;
 };
@@ -43,6 +45,17 @@ struct PixelTiling {
   int32_t height;
   int32_t width;
   int32_t flattened;  // 1: the windows lie in memory as rows already
+};
+
+// Sums over the rows of a matrix: a task is up to `chunk` rows of up to `tile` columns, and row
+// `task` of the result their sum.
+struct ColumnTiling {
+  int64_t rows;
+  int64_t cols;
+  int64_t stride;  // elements
+  int64_t chunk;
+  int32_t tile;   // a multiple of 16
+  int32_t group;  // rows that are loaded together
 };
 
 }  // namespace mmkern

@@ -13,7 +13,7 @@
       mmkern::Gemm<T, mmkern::PlainRows<T>>(source, ring, tiling).Run();                          \
     }                                                                                             \
     if ASCEND_IS_AIV {                                                                            \
-      mmkern::Epilogue<T>(ring, bias, nullptr, z, y, tiling).Run();                               \
+      mmkern::Epilogue<T>(ring, bias, nullptr, nullptr, z, y, tiling).Run();                      \
     }                                                                                             \
   }
 MMKERN_LINEAR(half, float16)

@@ -8,15 +8,9 @@ namespace mmkern {
 // pixels, which L1 holds as whole columns of 16, the last one filled up with zeros. b is loaded
 // likewise, so that both have one depth: groups * width rounded up to 16.
 template <class T>
-struct Windows {
+struct Windows : Operands<T, false, false> {
   PixelTiling p;
-  GlobalTensor<T> a;
-  GlobalTensor<T> b;
 
-  __aicore__ inline void Bind(Address a_base, Address b_base) {
-    a.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(a_base));
-    b.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(b_base));
-  }
   __aicore__ inline int32_t Groups() const { return p.channels * p.depth * p.height; }
   __aicore__ inline int32_t Run() const { return AlignUp(p.width, 16); }
   __aicore__ inline int32_t GroupsOfChunk() const { return Max(1, kDepthL1 / Run()); }
@@ -50,7 +44,7 @@ struct Windows {
       int64_t origin = Origin(tile.row + row);
       for (int32_t group = first; group < last; ++group) {
         LocalTensor<T> to = dst[(group - first) * Run() * pitch + row * 16];
-        GlobalTensor<T> from = a[origin + GroupOffset(group)];
+        GlobalTensor<T> from = this->a[origin + GroupOffset(group)];
         LoadColumns<T>(to, from, windows, p.width, p.width, pitch);
         if (tile.m == 1) LoadColumns<T>(to[16], from, 1, p.width, p.width, pitch);
       }
@@ -69,7 +63,7 @@ struct Windows {
     n.dstNzC0Stride = static_cast<uint16_t>(pitch);
     n.dstNzNStride = 1;
     n.dstNzMatrixStride = static_cast<uint16_t>(Run() * pitch);
-    AscendC::DataCopy(dst, b[column * t.b_stride + static_cast<int64_t>(first) * p.width], n);
+    AscendC::DataCopy(dst, this->b[column * t.b_stride + static_cast<int64_t>(first) * p.width], n);
   }
 };
 
@@ -99,7 +93,7 @@ __aicore__ inline void PatchEmbedCube(Address x, Address weight, Address ring,
       mmkern::PatchEmbedCube<T>(x, weight, ring, tiling, pixels);                                  \
     }                                                                                              \
     if ASCEND_IS_AIV {                                                                             \
-      mmkern::Epilogue<T>(ring, bias, pos, nullptr, y, tiling).Run();                              \
+      mmkern::Epilogue<T>(ring, bias, pos, nullptr, nullptr, y, tiling).Run();                     \
     }                                                                                              \
   }
 MMKERN_PATCH_EMBED(half, float16)

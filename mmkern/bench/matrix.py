@@ -192,8 +192,7 @@ def table(evidence):
         )
     if ASCENDC in columns:
         text += (
-            " AscendC kernels: 1 right on the twin of its API, on the CPU; none has run on an NPU. "
-            "Backward is the kernel's for modulate and attention alone."
+            " AscendC kernels: 1 right on the twin of its API, on the CPU; none has run on an NPU."
         )
     return "\n".join([*lines, "", text])
 
