@@ -186,6 +186,11 @@ def main():
     ]
     device = torch.device("cpu")
     environment = machine.environment(device, ["python", *sys.argv])
+    if environment["isa"] != PROTOTYPE_ISA and args.result == RESULTS and not args.only:
+        parser.error(
+            f"the kernels here are {environment['isa']}, and {RESULTS.name} is of {PROTOTYPE_ISA}: "
+            "give another --result"
+        )
     rows = measure(chosen, Console(width=160), environment["isa"])
     if not args.only:
         found = {"schema": results.SCHEMA, "complete": True, "environment": environment}

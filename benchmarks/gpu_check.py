@@ -25,12 +25,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import gpu_shapes  # noqa: E402
 import gpu_targets  # noqa: E402
-from accuracy import DTYPES, check_forward, check_gradients, forward  # noqa: E402
+from accuracy import (  # noqa: E402
+    DTYPES,
+    check_forward,
+    check_gradients,
+    cotangents,
+    forward,
+    gradients,
+)
 from gpu_times import Cuda, Host, backend_of, copy_speed, times  # noqa: E402
 
 import mmkern  # noqa: E402
 from mmkern import cases, library  # noqa: E402
 
+RESULTS = ROOT / "benchmarks/results/gpu.json"
 PARTS = ("correctness", "sanitizer", "times")
 
 
@@ -72,8 +80,8 @@ def _output(*command):
 def correctness(ops, device, small=False):
     """Every case x dtype, forward and gradients, by the accuracy rule.
 
-    {run, failures, by_reference, ops}: by_reference are forwards that no kernel takes here; ops is
-    {op: [passed, failed]}.
+    {run, failures, by_reference, ops}: by_reference are checks that no kernel takes here; ops is
+    {op: [passed, failed]} of the others.
     """
     run, failures, by_reference, counts = 0, [], [], {op: [0, 0] for op in ops}
     # eager in float32 is the yardstick: its convolutions are TF32 by default
@@ -81,21 +89,30 @@ def correctness(ops, device, small=False):
     chosen = [c for c in cases.CASES if c.op in ops and (not small or "smoke" in c.tags)]
     for case in chosen:
         for dtype in DTYPES:
-            kwargs = case.make(dtype, device)
-            if backend_of(lambda c=case, k=kwargs: forward(mmkern, c, k)) == "reference":
-                by_reference.append(f"{case.id} {dtype}")
             for check in (check_forward, check_gradients):
                 run += 1
+                name = f"{case.id} {dtype} {check.__name__}"
+                count = counts[case.op]
+                if _served_by(check, case, case.make(dtype, device)) == "reference":
+                    by_reference.append(name)
+                    count = [0, 0]
                 try:
                     check(case, case.make(dtype, device))
-                    counts[case.op][0] += 1
+                    count[0] += 1
                 except Exception as error:
-                    counts[case.op][1] += 1
-                    text = f"{case.id} {dtype} {check.__name__}: {type(error).__name__}: {error}"
+                    count[1] += 1
+                    text = f"{name}: {type(error).__name__}: {error}"
                     failures.append(text)
                     print(f"  {text[:300]}", flush=True)
     torch.backends.cudnn.allow_tf32 = True
     return {"run": run, "failures": failures, "by_reference": by_reference, "ops": counts}
+
+
+def _served_by(check, case, kwargs):
+    if check is check_forward:
+        return backend_of(lambda: forward(mmkern, case, kwargs))
+    cotangent = cotangents(forward(mmkern.reference, case, kwargs))
+    return backend_of(lambda: gradients(mmkern, case, kwargs, cotangent))
 
 
 def sanitizer(ops):
@@ -112,6 +129,11 @@ def sanitizer(ops):
     return {"returncode": run.returncode, "tail": (run.stdout + run.stderr)[-2000:]}
 
 
+def judged(result, rows):
+    """The result with the rows so far, and the verdicts on them."""
+    return result | {"rows": rows, "targets": gpu_targets.verdicts(rows, result["copy_gbps"])}
+
+
 def write(path, result):
     """Replace the file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,13 +144,15 @@ def write(path, result):
 
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/gpu.json")
+    parser.add_argument("--output", type=Path, help=f"default {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--op", action="append", choices=sorted(library.OPS), help="default: all")
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--match", default="", help="time the cases whose id contains this")
     parser.add_argument("--small", action="store_true", help="only a few cases for correctness")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, to try this script")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.output = args.output or (ROOT / "out/gpu_rehearsal.json" if args.rehearse else RESULTS)
+    return args
 
 
 def main():
@@ -159,11 +183,9 @@ def main():
     if "times" in parts:
         print("times", flush=True)
         chosen = [c for c in gpu_shapes.CASES if c.op in ops and args.match in c.id]
-        result["rows"] = times(
-            chosen, clock, lambda rows: write(args.output, {**result, "rows": rows})
-        )
+        result["rows"] = times(chosen, clock, lambda rows: write(args.output, judged(result, rows)))
     result["complete"] = not (args.op or args.part or args.match)
-    result["targets"] = gpu_targets.verdicts(result.get("rows", ()), result["copy_gbps"])
+    result = judged(result, result.get("rows", []))
     write(args.output, result)
     gpu_targets.show(result["targets"])
     wrong = bool(result.get("correctness", {}).get("failures"))

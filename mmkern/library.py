@@ -132,7 +132,7 @@ class use:
 
     ``use("reference")`` is plain eager PyTorch with its own autograd. ``use("cpu")`` (or any other
     backend of :func:`info`) lets the dispatcher choose as ever, but raises RuntimeError where the
-    reference would have run instead of that backend's kernel.
+    reference would have run instead of that backend's kernel. DTensors are the reference's always.
 
     Raises:
         ValueError: the backend does not exist, or has no kernels here (the reason is given).

@@ -26,12 +26,17 @@ import ascend_compiler
 import ascend_cpu
 
 MOST = 1 << 17
-#: Eager's order of sums, and that of the loops here: of 1536 float32 terms the latter alone has
-#: four times the error (1.0e-5 and 2.5e-6).
-ORDERS = (contextlib.nullcontext, OneByOne)
+#: Cases with long float32 sums, which are held to eager's sums in the order of the loops here too:
+#: of 1536 terms that order alone has four times the error (1.0e-5 and 2.5e-6).
+LONG_SUMS = {"patch_embed-qwen_flat", "rms_norm-wide"}
 #: The widest head that Ascend's tile table has.
 WIDEST_HEAD = 128
 FULL = os.environ.get("MMKERN_ASCEND_FULL") == "1"
+
+
+def _orders(case, dtype):
+    long = case.id in LONG_SUMS and dtype == torch.float32
+    return (contextlib.nullcontext, OneByOne) if long else (contextlib.nullcontext,)
 
 
 def _head(case):
@@ -67,7 +72,8 @@ def lowered(monkeypatch):
 @cases
 def test_forward(case, dtype):
     guards = Guards()
-    check_forward(case, {n: guards(v) for n, v in case.make(dtype).items()}, ORDERS)
+    kwargs = {n: guards(v) for n, v in case.make(dtype).items()}
+    check_forward(case, kwargs, _orders(case, dtype))
     guards.check()
 
 
@@ -75,7 +81,8 @@ def test_forward(case, dtype):
 @cases
 def test_gradients(case, dtype):
     guards = Guards()
-    check_gradients(case, {n: guards(v) for n, v in case.make(dtype).items()}, ORDERS)
+    kwargs = {n: guards(v) for n, v in case.make(dtype).items()}
+    check_gradients(case, kwargs, _orders(case, dtype))
     guards.check()
 
 

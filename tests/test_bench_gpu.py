@@ -23,7 +23,7 @@ PEERS = {
     "attention": ("SDPA flash", "SDPA cudnn", "FlexAttention", "flash-attn"),
     "patch_embed": ("GEMM alone",),
 }
-#: the issue's targets: op, pass, least of what is measured
+#: what an H100 should reach: op, pass, least of what is measured
 WANTED = {
     *((op, "forward", least) for op in gpu_targets.STREAMING for least in (0.87, 1.0)),
     *((op, "backward", 0.75) for op in gpu_targets.STREAMING),
@@ -58,7 +58,7 @@ def by_name(found):
     return {(cases[v["case"]].op, v["pass"], v["wanted"]) for v in found}
 
 
-def test_every_target_of_the_issue_is_in_the_output_measured_or_not():
+def test_every_target_has_a_verdict_measured_or_not():
     assert by_name(judged()) == WANTED
     empty = gpu_targets.verdicts([], COPY)
     assert by_name(empty) == WANTED and len(empty) == len(judged())

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmkern.bench import matrix
+from mmkern.bench import matrix, results
+from mmkern.cases import CASES
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 NOTHING = {"rows": []}
@@ -76,6 +77,8 @@ ROW = {"op": "glu", "backend": "triton", "contestants": {"mmkern": {}, "eager": 
     [
         (gpu(), 4),
         (gpu(failed=1), 0),
+        (gpu() | {"sanitizer": {"returncode": 3}}, 2),
+        (gpu() | {"sanitizer": {"returncode": 0}}, 4),
         (gpu(ROW), 5),
         (gpu(ROW | {"backend": "reference"}), 4),
         (gpu(ROW | {"contestants": {"mmkern": {}}}), 4),
@@ -90,6 +93,27 @@ def test_a_run_on_a_gpu_raises_its_target_alone(found, rung, tmp_path):
     assert rungs(evidence, "triton sm_90")["glu"] == rung
     assert rungs(evidence, "triton sm_80")["glu"] == rungs(evidence, "triton sm_90")["rope"] == 2
     assert "NVIDIA H100" in matrix.table(evidence)
+
+
+def test_a_failure_on_a_gpu_is_not_the_interpreters_afterwards(tmp_path):
+    emulated = junit(tmp_path, "test_triton", "test_forward[glu-one-float32]")
+    gate = {target: {"glu": {}} for target in ("sm_80", "sm_90")}
+    before = matrix.collect([emulated], NOTHING, gate, gpu=gpu(failed=1))
+    assert rungs(before, "triton sm_90")["glu"] == 0
+    again = matrix.collect([], NOTHING, gate, before=before)
+    assert rungs(again, "triton sm_80")["glu"] == rungs(again, "triton sm_90")["glu"] == 2
+
+
+def test_a_run_without_a_gpu_is_no_evidence():
+    with pytest.raises(results.ResultsError, match="on no GPU"):
+        matrix.collect([], NOTHING, gpu={"environment": {}})
+
+
+def test_the_committed_matrix_counts_the_cases_there_are():
+    cells = json.loads((RESULTS / "matrix.json").read_text())["ops"]
+    for op, row in cells.items():
+        tests = 2 * 3 * sum(case.op == op for case in CASES)  # passes x dtypes
+        assert (row["reference"]["passed"], row["cpu"]["passed"]) == (tests, tests), op
 
 
 def test_the_committed_matrix_is_that_of_the_committed_gates():

@@ -109,3 +109,33 @@ def test_latent_attention_is_one_causal_call_per_layer(monkeypatch):
     assert [o["causal"] for o in calls] == [True] * 6
     for found, want in zip(got, wanted, strict=True):
         torch.testing.assert_close(found, want)
+
+
+def test_latent_attention_tells_masks_apart():
+    """Soft penalties, rows that see nothing, and a mask that is written to between two calls."""
+    attention = build("kimi_vl")[0].language_model.model.layers[0].self_attn
+    x, positions = torch.randn(2, 6, 48), torch.arange(6)[None]
+    later = torch.ones(6, 6, dtype=torch.bool).triu(1).expand(2, 1, 6, 6)
+    lowest = torch.finfo(torch.float32).min
+    causal = torch.zeros(2, 1, 6, 6).masked_fill(later, lowest)
+    padded = causal.clone()
+    padded[1, :, :, :2] = lowest
+    masks = causal, padded, torch.zeros(2, 1, 6, 6).masked_fill(later, -1.0)
+
+    def run():
+        def call(mask):
+            return attention(x, attention_mask=mask, position_ids=positions)[0]
+
+        with torch.inference_mode():
+            outs = [call(mask) for mask in masks]
+            mask = causal.clone()
+            outs += [call(mask), call(mask.zero_())]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return outs, call(padded)
+
+    wanted, wanted_half = run()
+    assert mmkern.patch(attention).swapped
+    got, got_half = run()
+    for found, want in zip(got, wanted, strict=True):
+        torch.testing.assert_close(found, want)
+    torch.testing.assert_close(got_half, wanted_half, rtol=0.05, atol=0.02)

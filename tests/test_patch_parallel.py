@@ -19,6 +19,6 @@ def test_on_two_ranks(check, tmp_path):
     env = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *launcher, TESTS / "two_ranks.py", check], cwd=tmp_path, env=env,
-        capture_output=True, text=True,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -30,6 +30,7 @@ TRITON = "triton"
 #: the column of what the AscendC twin ran
 ASCENDC = "ascendc"
 #: the tests of what triton-ascend lowers, and the column of the Triton kernels on that target
+GPU = "gpu"
 LOWERED, ASCEND = "ascend", f"{TRITON} ascend910b"
 #: a parameter of tests/test_accuracy.py -> the column that it proves
 COLUMNS = {"fallback": "reference", "dispatched": "cpu"}
@@ -60,17 +61,17 @@ def count(junits):
 
 def _counted(evidence):
     """What ``count`` found when a matrix was made."""
-    of_column = {column: column for column in (*COLUMNS.values(), ASCENDC)} | {ASCEND: LOWERED}
-    counts = {}
-    for op, cells in evidence["ops"].items():
-        for column, cell in cells.items():
-            kind = of_column.get(column, TRITON)
-            # below that rung Triton on Ascend shows the interpreter's tests; above, a GPU its own
-            emulated = kind == LOWERED and cell["rung"] < 3 and not cell["failed"]
-            if emulated or (kind == TRITON and cell["rung"] > 3):
-                continue
-            counts[op, kind] = [cell["passed"], cell["failed"]]
-    return counts
+    return {
+        (op, cell["tests"]): [cell["passed"], cell["failed"]]
+        for op, cells in evidence["ops"].items()
+        for cell in cells.values()
+        if cell["tests"] != GPU
+    }
+
+
+def _cell_of(tests, rung, passed, failed, rows=0):
+    """A cell; tests: the column of the JUnit files, or GPU, whose tests it counts."""
+    return {"rung": rung, "tests": tests, "passed": passed, "failed": failed, "rows": rows}
 
 
 def _raw(function):
@@ -87,7 +88,7 @@ def collect(junits, found, gate=None, ascend_gate=None, gpu=None, before=None):
     counts = _counted(before) if before else {}
     now = count(junits)
     counts = {k: v for k, v in counts.items() if k[1] not in {column for _, column in now}} | now
-    on_gpu = gpu["environment"]["target"] if gpu else None
+    on_gpu = _target(gpu) if gpu else None
     cells = {}
     for op in mmkern.library.OPS:
         cells[op] = {column: _native(op, column, counts, found) for column in COLUMNS.values()}
@@ -105,12 +106,19 @@ def collect(junits, found, gate=None, ascend_gate=None, gpu=None, before=None):
     return {"schema": SCHEMA, "environment": environment, "ops": cells}
 
 
+def _target(gpu):
+    target = gpu["environment"].get("target")
+    if target is None:
+        raise results.ResultsError("the run of gpu_check was on no GPU; wanted one with a target")
+    return target
+
+
 def _compiled(op, compiled, counts):
     """The cell of a target that a Triton kernel was compiled for, none being at hand."""
     passed, failed = counts.get((op, TRITON), (0, 0))
     right = passed > 0 and failed == 0
     rung = 0 if not right else 2 if op in compiled else 1
-    return {"rung": rung, "passed": passed, "failed": failed, "rows": 0}
+    return _cell_of(TRITON, rung, passed, failed)
 
 
 def _lowered(op, compiled, counts):
@@ -118,27 +126,28 @@ def _lowered(op, compiled, counts):
     cell = _compiled(op, compiled, counts)
     passed, failed = counts.get((op, LOWERED), (0, 0))
     if failed or (passed and cell["rung"] == 2):
-        cell = {"rung": 0 if failed else 3, "passed": passed, "failed": failed, "rows": 0}
+        cell = _cell_of(LOWERED, 0 if failed else 3, passed, failed)
     return cell
 
 
 def _on_gpu(op, gpu, otherwise):
     """The cell of the GPU that gpu_check ran on."""
     passed, failed = gpu.get("correctness", {}).get("ops", {}).get(op, (0, 0))
-    if not passed + failed:
+    # what reads out of bounds is not right, whatever it returns
+    if not passed + failed or gpu.get("sanitizer", {}).get("returncode"):
         return otherwise
     rows = [row for row in gpu.get("rows", ()) if row["op"] == op]
     measured = [row for row in rows if row.get("backend") == TRITON and len(row["contestants"]) > 1]
     good = all("mmkern" not in row["errors"] for row in rows)
     rung = 0 if failed else 5 if measured and good else 4
-    return {"rung": rung, "passed": passed, "failed": failed, "rows": len(measured)}
+    return _cell_of(GPU, rung, passed, failed, len(measured))
 
 
 def _emulated(op, counts):
     """The cell of AscendC: on the twin alone."""
     passed, failed = counts.get((op, ASCENDC), (0, 0))
     rung = int(passed > 0 and failed == 0)
-    return {"rung": rung, "passed": passed, "failed": failed, "rows": 0}
+    return _cell_of(ASCENDC, rung, passed, failed)
 
 
 def _native(op, column, counts, found):
@@ -153,7 +162,7 @@ def _native(op, column, counts, found):
     right = available and passed > 0 and failed == 0
     good = all(row["status"] == "ok" for row in measured)
     rung = 0 if not right else 5 if column != "reference" and measured and good else 4
-    return {"rung": rung, "passed": passed, "failed": failed, "rows": len(measured)}
+    return _cell_of(column, rung, passed, failed, len(measured))
 
 
 def load(path):

@@ -142,16 +142,19 @@ def gpu_table(run):
     """Markdown: the verdict on each target of a run on a GPU."""
     head = ("op, shape", "pass", "measured", "wanted", "what", "verdict")
     lines = [_line(head), _line(["---", "---", "---:", "---:", "---", "---"])]
-    for v in run["targets"]:
+    for v in run.get("targets", ()):
         measured = "" if v["measured"] is None else f"{v['measured']:.3g}"
         what = v["target"] + (f" ({v['against']})" if v["against"] else "")
         verdict = f"**{v['verdict']}**" if v["verdict"] == "miss" else v["verdict"]
         lines.append(_line([v["case"], v["pass"], measured, f"{v['wanted']:.3g}", what, verdict]))
-    e, found = run["environment"], run.get("correctness", {})
+    e, found = run["environment"], run.get("correctness")
+    correct = "not run"
+    if found:
+        correct = f"{len(found['failures'])} of {found['run']} checks failed"
     about = (
         f"bfloat16, {e['device']}, torch {e['torch']}, Triton {e['triton']}, a copy at "
         f"{run['copy_gbps']:.0f} GB/s, commit {e['commit']}, {e['date']}: `{e['command']}`. "
-        f"Correctness: {len(found.get('failures', ()))} of {found.get('run', 0)} checks failed."
+        f"Correctness: {correct}."
     )
     return "\n".join([*lines, "", about])
 

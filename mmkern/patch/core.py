@@ -145,6 +145,7 @@ def plain(module, *kinds):
         definer(module) in kinds
         and ("forward" not in own or swapped)
         and "_hf_hook" not in own
+        and "_diffusers_hook" not in own
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )

@@ -31,18 +31,25 @@ def refuse(module):
 def is_causal(mask):
     """Whether an additive (B, 1, Sq, Sk) mask is the causal one, aligned at the lower right.
 
-    Noted on the tensor, which all layers get: reading it waits for the device.
+    Noted on the tensor, which all layers get: reading it waits for the device. Not on one made in
+    inference mode, which has no version to say that it was written to since.
     """
     if torch.compiler.is_compiling():
         return False
-    noted, seen_version = getattr(mask, "_mmkern_causal", (None, None))
-    version = 0 if mask.is_inference() else mask._version
-    if noted is None or version != seen_version:
-        past = mask.shape[3] - mask.shape[2]
-        seen = torch.ones(mask.shape[2:], dtype=torch.bool, device=mask.device).tril(past)
-        noted = bool(((mask == 0) == seen).all())
-        mask._mmkern_causal = noted, version
+    if mask.is_inference():
+        return _read_causal(mask)
+    noted, version = getattr(mask, "_mmkern_causal", (None, None))
+    if version != mask._version:
+        noted = _read_causal(mask)
+        mask._mmkern_causal = noted, mask._version
     return noted
+
+
+def _read_causal(mask):
+    seen = torch.ones(mask.shape[2:], dtype=torch.bool, device=mask.device)
+    seen = seen.tril(mask.shape[3] - mask.shape[2])
+    # some write -1e4 instead of the lowest number; a penalty that leaves a weight is another mask
+    return bool(torch.where(seen, mask == 0, mask < -9e3).all())
 
 
 def _halves(x):
@@ -62,7 +69,12 @@ def attention(
 ):  # fmt: skip
     """MLA; a mask other than the causal one goes to scaled_dot_product_attention."""
     mask, dropout = attention_mask, module.attention_dropout if module.training else 0.0
-    if output_attentions or dropout or mask is None or mask.dim() != 4 or position_ids is None:
+    batch, tokens = hidden_states.shape[:2]
+    length = tokens
+    if past_key_value is not None:
+        length += past_key_value.get_usable_length(tokens, module.layer_idx)
+    mask_fits = mask is not None and mask.shape == (batch, 1, tokens, length)
+    if output_attentions or dropout or not mask_fits or position_ids is None:
         return original(
             module, hidden_states, attention_mask=mask, position_ids=position_ids,
             past_key_value=past_key_value, output_attentions=output_attentions,
@@ -73,9 +85,6 @@ def attention(
     latent, k_rope = module.kv_a_proj_with_mqa(hidden_states).split([module.kv_lora_rank, rope], -1)
     kv = module.kv_b_proj(module.kv_a_layernorm(latent)).unflatten(-1, (heads, -1))
     k, v = kv.split([nope, module.v_head_dim], -1)
-    length = k.shape[1]
-    if past_key_value is not None:
-        length += past_key_value.get_usable_length(length, module.layer_idx)
     cos, sin = (t[position_ids] for t in module.rotary_emb(v, seq_len=length))
     q_rope, k_rope = mmkern.rope(_halves(q_rope), _halves(k_rope[:, :, None]), cos, sin)
     q = torch.cat((q, q_rope), -1)
@@ -89,8 +98,10 @@ def attention(
         out = mmkern.attention(q, k, v, causal=True, scale=module.softmax_scale)
     else:
         heads_first = (t.transpose(1, 2) for t in (q, k, v))
+        # float32's lowest number is -inf in half precision, and a row of that is NaN
+        mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
         out = F.scaled_dot_product_attention(
-            *heads_first, attn_mask=mask.to(q.dtype), scale=module.softmax_scale
+            *heads_first, attn_mask=mask, scale=module.softmax_scale
         ).transpose(1, 2)
     return module.o_proj(out.flatten(2)), None, past_key_value
 

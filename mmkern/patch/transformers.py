@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import mmkern
 from mmkern.patch import doors, forwards
-from mmkern.patch.core import Rule, of_class, original, plain, qualified
+from mmkern.patch.core import Rule, definer, of_class, original, plain, qualified
 
 M = "transformers.models."
 
@@ -242,7 +242,7 @@ def _refuse_implementation(module):
 
 def _has_door(module):
     """Code from a model's repository may say that it supports sdpa, by functions of its own."""
-    if qualified(type(module)).startswith(M):
+    if qualified(definer(module)).startswith(M):
         return module._supports_sdpa or module._supports_attention_backend
     return module._supports_attention_backend
 
