@@ -19,7 +19,7 @@ SOURCES = (
     "attention", "attention_backward", "device", "device_twin", "linear_backward", "mlp",
     "modulate", "patch_embed",
 )  # fmt: skip
-#: the raw ops with a kernel; every other backward is the reference's
+#: the raw ops with a kernel
 RAW_OPS = (
     "attention", "attention_backward", "mlp", "mlp_backward", "modulate", "modulate_backward",
     "patch_embed", "patch_embed_backward",

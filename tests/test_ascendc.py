@@ -8,7 +8,7 @@ import ascendc_twin
 import pytest
 import torch
 from accuracy import check_forward, check_gradients, cotangents, forward, gradients, outputs
-from cases import CASES
+from cases import CASES, Case, T
 from on_triton import Guards
 
 import mmkern
@@ -81,6 +81,55 @@ def test_gradients(case, dtype):
     for name in case.differentiable():
         assert torch.equal(early[name], late_ones[name]), f"{case.id}: gradient of {name} differs"
     guards.check()
+
+
+def _qkv(name, tokens, heads, heads_k, dim, **options):
+    kv = T((1, tokens, heads_k, dim))
+    return Case("attention", name, {"q": T((1, tokens, heads, dim)), "k": kv, "v": kv, **options})
+
+
+def _layers(rows, width):
+    weights = {n: T((width, width), scale=width**-0.5) for n in ("w1", "w2")}
+    return {"x": T((rows, width)), **weights, "b1": T((width,)), "b2": T((width,))}
+
+
+#: what takes several blocks of a head, several depths of a turned operand, several groups of rows
+LARGE = [
+    _qkv("several_blocks_causal", 300, 4, 2, 128, causal=True),
+    _qkv("several_blocks_window", 300, 2, 2, 64, window=(150, 20)),
+    _qkv("heads_of_256", 150, 1, 1, 256),
+    Case("mlp", "several_depths", _layers(300, 300)),
+    Case(
+        "patch_embed", "several_depths",
+        {"x": T((300, 48)), "weight": T((272, 48), scale=48**-0.5), "bias": T((272,))},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda c: c.id)
+def test_gradients_of_several_blocks(case):
+    kwargs = case.make(torch.bfloat16)
+    early = check_gradients(case, kwargs)
+    check_kernels_ran(case)
+    cotangent = cotangents(forward(mmkern.reference, case, kwargs))
+    late_ones = late(lambda: gradients(mmkern, case, kwargs, cotangent))
+    assert all(torch.equal(early[name], late_ones[name]) for name in case.differentiable())
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (1, 40, 2, 24)], ids=["mlp", "attention"])
+def test_rows_of_a_gradient_may_overlap(shape):
+    leaf = torch.randn(shape, dtype=torch.bfloat16, requires_grad=True)
+    if len(shape) == 2:
+        weights = torch.randn(2, 24, 24, dtype=torch.bfloat16).requires_grad_()
+        inputs, call = (leaf, weights), lambda f: f.mlp(leaf, weights[0], None, weights[1], None)
+    else:
+        inputs, call = (leaf,), lambda f: f.attention(leaf, leaf, leaf)
+    strides = [1 if size > 1 else 0 for size in shape[:-1]] + [1]
+    grad = torch.randn(200, dtype=torch.bfloat16).as_strided(shape, strides)
+    got = torch.autograd.grad(call(mmkern), inputs, grad)
+    same = torch.autograd.grad(call(mmkern), inputs, grad.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(got, same, strict=True))
+    reports()
 
 
 @pytest.mark.parametrize("name", ["mlp-qwen_merger", "patch_embed-vit"])

@@ -136,7 +136,7 @@ MUTANTS = [
     ("attention_cube.h", "attention", "AscendC::CrossCoreWaitFlag(kWeightsReady);", ""),
     ("attention_cube.h", "attention", "AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kScoresReady);", ""),
     ("attention_cube.h", "attention", "<2, PIPE_FIX>(kProductReady)", "<2, PIPE_M>(kProductReady)"),
-    ("attention_loads.h", "attention", "pitch / 16, 0, 0, true", "pitch / 16, 0, 0, false"),
+    ("gemm.h", "attention", "pitch / 16, 0, 0, true", "pitch / 16, 0, 0, false"),
     ("attention_cube.h", "attention", "AscendC::WaitFlag<HardEvent::FIX_M>(half);", ""),
     ("attention_loads.h", "attention", "pitch / 16, 0, across - 1", "across, 0, across - 1"),
     (
@@ -261,7 +261,7 @@ MUTANTS = [
     ),
     ("attention_backward_item.h", "attention_dkdv", "s.head += at_ / per_head", "s.head += 0"),
     ("attention_backward_item.h", "attention_dq", "at + rows + behind", "at + behind"),
-    ("attention_loads.h", "attention_dkdv", "across, 1, 0, 0, true", "across, 1, 0, 0, false"),
+    ("gemm.h", "attention_dkdv", "across, 1, 0, 0, true", "across, 1, 0, 0, false"),
     ("attention_delta.h", "attention_delta", "AscendC::CMPMODE::GT", "AscendC::CMPMODE::LT"),
     ("attention_delta.h", "attention_delta", "lse[kDeltaRows], rows", "lse, rows"),
     ("attention_delta.h", "attention_delta", "2 * kLanes + kDeltaRows", "kLanes + kDeltaRows"),

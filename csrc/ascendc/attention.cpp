@@ -12,7 +12,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                                      int64_t max_seqlen_k, bool causal, int64_t window_left,
                                      int64_t window_right, double scale) {
   const bool packed = cu_seqlens_q.has_value(), masked = key_padding_mask.has_value();
-  const bool sizes = !packed || (max_seqlen_q > 0 && max_seqlen_q < kMaxSeqlen);
+  const bool sizes = packed ? max_seqlen_q > 0 && max_seqlen_q < kMaxSeqlen
+                            : q.size(1) < kMaxSeqlen && k.size(1) < kMaxSeqlen;
   const auto fits = [&](const Tensor& t) { return is_attention_operand(t, packed ? 0 : 1); };
   if (!is_half(q) || !sizes || !is_attention_scale(scale) || !fits(q) || !fits(k) || !fits(v) ||
       (masked && !has_unit_last_stride(*key_padding_mask))) {

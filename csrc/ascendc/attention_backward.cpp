@@ -48,8 +48,12 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(
   const bool packed = cu_seqlens_q.has_value(), masked = key_padding_mask.has_value();
   const auto fits = [&](const Tensor& t) { return is_attention_operand(t, packed ? 0 : 1); };
   const auto is_length = [](int64_t n) { return n > 0 && n < kMaxSeqlen; };
-  const bool sizes = !packed || (is_length(max_seqlen_q) && is_length(max_seqlen_k));
-  const Tensor grad = fits(grad_out) ? grad_out : grad_out.contiguous();
+  const bool sizes = packed ? is_length(max_seqlen_q) && is_length(max_seqlen_k)
+                            : is_length(q.size(1)) && is_length(k.size(1));
+  // rows that overlap are not to be loaded one after the other
+  const int64_t row_dim = packed ? 0 : 1;
+  const bool apart = grad_out.size(row_dim) == 1 || grad_out.stride(row_dim) >= grad_out.size(-1);
+  const Tensor grad = fits(grad_out) && apart ? grad_out : grad_out.contiguous();
   if (!is_half(q) || !sizes || !is_attention_scale(scale) || !fits(q) || !fits(k) || !fits(v) ||
       !fits(grad) || (masked && !has_unit_last_stride(*key_padding_mask))) {
     return reference<std::tuple<Tensor, Tensor, Tensor>>(

@@ -17,10 +17,14 @@ std::tuple<Tensor, Tensor> product_through_activation(const Tensor& a, const Ten
 Tensor column_sums(const Tensor& x);
 
 // True if any matrix of so many columns may be an operand; a copy is, where the matrix itself is
-// not (autograd hands out expanded gradients).
+// not (autograd hands out expanded gradients), and where its rows overlap, which sums over rows
+// cannot load.
 inline bool can_be_operand(int64_t rows, int64_t columns) {
   return rows > 0 && rows < (int64_t{1} << 30) && is_row_stride(columns);
 }
-inline Tensor as_operand(const Tensor& t) { return is_matrix(t) ? t : t.contiguous(); }
+inline Tensor as_operand(const Tensor& t) {
+  const bool apart = t.size(0) == 1 || t.stride(0) >= t.size(1);
+  return is_matrix(t) && apart ? t : t.contiguous();
+}
 
 }  // namespace mmkern::ascendc

@@ -1,5 +1,6 @@
-// The cube core's half of a linear layer: tiles of a (m x k) times b (n x k) transposed, in
-// float32, into a ring of two tiles in global memory from which the two vector cores take them.
+// The cube core's half of a linear layer: tiles of a (m x k) times b (n x k) transposed, or of
+// either as it lies turned, in float32, into a ring of two tiles in global memory from which the
+// two vector cores take them.
 //
 // Operands go to L1 in depths of 256, from there to L0A and L0B in depths of 128, both twice, so
 // that a depth is on its way while another is multiplied. A tile is multiplied and stored in pieces
