@@ -50,6 +50,7 @@ inline Tensor ring_of(const LinearTiling& t, const Tensor& like) {
 inline bool is_matrix(const Tensor& t) {
   return t.numel() > 0 && has_unit_last_stride(t) && (t.size(0) == 1 || is_row_stride(t.stride(0)));
 }
+inline int64_t row_stride(const Tensor& t) { return t.size(0) == 1 ? t.size(1) : t.stride(0); }
 inline bool is_vector(const OptionalTensor& t, const Tensor& like) {
   return !t.has_value() || (t->scalar_type() == like.scalar_type() && has_unit_last_stride(*t));
 }

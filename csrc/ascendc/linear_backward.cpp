@@ -3,8 +3,6 @@
 namespace mmkern::ascendc {
 namespace {
 
-int64_t row_stride(const Tensor& t) { return t.size(0) == 1 ? t.size(1) : t.stride(0); }
-
 LinearTiling describe(const Tensor& a, bool turned, const Tensor& b) {
   LinearTiling t{};
   t.m = a.size(turned ? 1 : 0);

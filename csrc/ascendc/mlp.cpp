@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor> linear(const Tensor& a, const Tensor& b, const Option
   t.m = a.size(0);
   t.n = static_cast<int32_t>(b.size(0));
   t.k = static_cast<int32_t>(b.size(1));
-  t.a_stride = a.size(0) == 1 ? t.k : a.stride(0);
-  t.b_stride = b.size(0) == 1 ? t.k : b.stride(0);
+  t.a_stride = row_stride(a);
+  t.b_stride = row_stride(b);
   t.activation = activation;
   t.has_bias = bias.has_value();
   t.saves = saves;

@@ -74,7 +74,7 @@ Tensor patch_embed(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   for (size_t i = 0; i + 1 < shape.size(); ++i) t.m *= shape[i];
   t.k = static_cast<int32_t>(flat.size(1));
   t.a_stride = p.flattened && t.m > 1 ? a.stride(0) : t.k;
-  t.b_stride = t.n > 1 ? flat.stride(0) : t.k;
+  t.b_stride = row_stride(flat);
   t.has_bias = bias.has_value();
   OptionalTensor pos;
   if (pos_embed.has_value()) {

@@ -161,7 +161,7 @@ class AttentionBackwardCube {
     for (int32_t d = 0; d < dim; d += kDepth) {
       int32_t depth = Min(kDepth, dim - d);
       AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-      LoadA<T>(L0A(), queries[d * down], Max(m, 2), depth, down);
+      LoadL0A<T>(L0A(), queries[d * down], Max(m, 2), depth, down);
       LoadB<T>(L0B(), keys[d * across], n, depth, across);
       Loaded();
       if (d == 0) AscendC::WaitFlag<HardEvent::FIX_M>(slot);
@@ -198,7 +198,7 @@ class AttentionBackwardCube {
       if (kKeys) {
         LoadTurnedA<T>(L0A(), w, held, depth, AlignUp(depth, 16));
       } else {
-        LoadA<T>(L0A(), w, Max(held, 2), depth, AlignUp(held, 16));
+        LoadL0A<T>(L0A(), w, Max(held, 2), depth, AlignUp(held, 16));
       }
       LoadTurnedB<T>(L0B(), Moving(step, kind)[c * pitch + moved * 16], columns, depth, pitch);
       Loaded();

@@ -123,7 +123,7 @@ class AttentionCube {
       int32_t depth = Min(kDepth, t_.dim - d);
       bool last = d + depth == t_.dim;
       AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-      LoadL0A<T>(L0A(), Queries()[d * AlignUp(rows, 16)], Max(rows, 2), depth);
+      LoadL0A<T>(L0A(), Queries()[d * AlignUp(rows, 16)], Max(rows, 2), depth, AlignUp(rows, 16));
       for (int32_t half = 0; half < halves; ++half) {
         LoadB<T>(L0B()[half * kHalfPiece * kDepth], k[d * pitch + half * kHalfPiece * 16],
                  Min(kHalfPiece, keys - half * kHalfPiece), depth, pitch);
@@ -162,7 +162,7 @@ class AttentionCube {
     AscendC::SetFlag<HardEvent::MTE2_MTE1>(kValues + v_slot_);
     AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kValues + v_slot_);
     AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-    LoadL0A<T>(L0A(), w, Max(block.rows, 2), keys);
+    LoadL0A<T>(L0A(), w, Max(block.rows, 2), keys, AlignUp(block.rows, 16));
     LoadTurnedB<T>(L0B(), v, width, keys, pitch);
     AscendC::SetFlag<HardEvent::MTE1_MTE2>(kValues + v_slot_);
     Loaded();

@@ -18,17 +18,6 @@ __aicore__ inline void LoadRowsOfA(LocalTensor<T> dst, GlobalTensor<T> src, int3
   }
 }
 
-// Some rows of a block into L0A.
-template <class T>
-__aicore__ inline void LoadA(LocalTensor<T> dst, LocalTensor<T> src, int32_t rows, int32_t depth,
-                             int32_t pitch) {
-  int32_t down = CeilDiv(rows, 16), across = CeilDiv(depth, 16);
-  for (int32_t i = 0; i < down; ++i) {
-    AscendC::LoadData(dst[i * across * kFractal], src[i * kFractal],
-                      AscendC::LoadData2DParams(0, across, pitch / 16, 0, 0, false, 0));
-  }
-}
-
 // Some rows of a block into L0B, as the columns of a right operand.
 template <class T>
 __aicore__ inline void LoadB(LocalTensor<T> dst, LocalTensor<T> src, int32_t rows, int32_t depth,
@@ -38,17 +27,6 @@ __aicore__ inline void LoadB(LocalTensor<T> dst, LocalTensor<T> src, int32_t row
     AscendC::LoadData(dst[i * kFractal], src[i * kFractal],
                       AscendC::LoadData2DParams(0, down, pitch / 16, 0, across - 1, false, 0));
   }
-}
-
-// What stores m x n of L0C in rows of global memory that lie `stride` apart.
-__aicore__ inline AscendC::FixpipeParamsV220 StoreRowsOf(int32_t m, int32_t n, int32_t stride) {
-  AscendC::FixpipeParamsV220 p;
-  p.nSize = static_cast<uint16_t>(n);
-  p.mSize = static_cast<uint16_t>(m);
-  p.srcStride = static_cast<uint16_t>(AlignUp(m, 16));
-  p.dstStride = stride;
-  p.quantPre = QuantMode_t::NoQuant;
-  return p;
 }
 
 }  // namespace mmkern

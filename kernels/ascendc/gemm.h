@@ -58,13 +58,14 @@ __aicore__ inline void LoadColumns(LocalTensor<T> dst, GlobalTensor<T> src, int3
   AscendC::DataCopy(dst, src, p);
 }
 
-// L1 to L0A: fractals row by row.
+// L1 to L0A, of a that lies in columns `pitch` rows long: fractals row by row.
 template <class T>
-__aicore__ inline void LoadL0A(LocalTensor<T> dst, LocalTensor<T> src, int32_t m, int32_t depth) {
+__aicore__ inline void LoadL0A(LocalTensor<T> dst, LocalTensor<T> src, int32_t m, int32_t depth,
+                               int32_t pitch) {
   int32_t down = CeilDiv(m, 16), across = CeilDiv(depth, 16);
   for (int32_t i = 0; i < down; ++i) {
     AscendC::LoadData(dst[i * across * kFractal], src[i * kFractal],
-                      AscendC::LoadData2DParams(0, across, down, 0, 0, false, 0));
+                      AscendC::LoadData2DParams(0, across, pitch / 16, 0, 0, false, 0));
   }
 }
 
@@ -97,6 +98,17 @@ __aicore__ inline void LoadTurnedB(LocalTensor<T> dst, LocalTensor<T> src, int32
   }
 }
 
+// What stores m x n of L0C in rows of global memory that lie `stride` apart.
+__aicore__ inline AscendC::FixpipeParamsV220 StoreRowsOf(int32_t m, int32_t n, int32_t stride) {
+  AscendC::FixpipeParamsV220 p;
+  p.nSize = static_cast<uint16_t>(n);
+  p.mSize = static_cast<uint16_t>(m);
+  p.srcStride = static_cast<uint16_t>(AlignUp(m, 16));
+  p.dstStride = stride;
+  p.quantPre = QuantMode_t::NoQuant;
+  return p;
+}
+
 // c (+)= a * b. Products of few fractals need a barrier between two that add to one c.
 __aicore__ inline AscendC::MmadParams Product(int32_t m, int32_t n, int32_t k, bool first) {
   AscendC::MmadParams p;
@@ -124,7 +136,7 @@ struct Operands {
     if constexpr (kTurnedA) {
       LoadTurnedA<T>(dst, src[k * 16], m, part, AlignUp(depth, 16));
     } else {
-      LoadL0A<T>(dst, src[k * AlignUp(m, 16)], m, part);
+      LoadL0A<T>(dst, src[k * AlignUp(m, 16)], m, part, AlignUp(m, 16));
     }
   }
   __aicore__ inline void ToL0B(LocalTensor<T> dst, LocalTensor<T> src, int32_t n, int32_t k,
@@ -273,14 +285,9 @@ class Gemm {
   __aicore__ inline void Store(const GemmTile& tile, int32_t piece, int32_t slot) {
     AscendC::SetFlag<HardEvent::M_FIX>(piece);
     AscendC::WaitFlag<HardEvent::M_FIX>(piece);
-    AscendC::FixpipeParamsV220 p;
-    p.nSize = static_cast<uint16_t>(tile.PieceColumns(piece));
-    p.mSize = static_cast<uint16_t>(tile.m);
-    p.srcStride = static_cast<uint16_t>(AlignUp(tile.m, 16));
-    p.dstStride = t_.tile_n;
-    p.quantPre = QuantMode_t::NoQuant;
     AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(
-        ring_[slot * t_.tile_m * t_.tile_n + piece * kPieceN], Piece(piece), p);
+        ring_[slot * t_.tile_m * t_.tile_n + piece * kPieceN], Piece(piece),
+        StoreRowsOf(tile.m, tile.PieceColumns(piece), t_.tile_n));
     AscendC::SetFlag<HardEvent::FIX_M>(piece);
     AscendC::CrossCoreSetFlag<2, PIPE_FIX>(kPieceReady);
   }
