@@ -58,20 +58,27 @@ MMKERN_INLINE vu join_bf16_by_bits(vf2 v) {
   return (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000u);
 }
 
+#if defined(__AVX512BF16__)
+MMKERN_INLINE vu interleave_bf16(__m512bh odd_above_even) {
+  const __m512i order =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return bit_cast<vu>(_mm512_permutexvar_epi16(order, bit_cast<__m512i>(odd_above_even)));
+}
+#endif
+
 MMKERN_INLINE vu join_bf16(vf2 v) {
 #if defined(__AVX512BF16__)
-  const __m512i halves = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a));
+  const __m512bh halves = _mm512_cvtne2ps_pbh(v.b, v.a);
   // It takes denormals as zero. Zeros are rare enough to look at where they come from.
-  if (__builtin_expect(_mm512_testn_epi16_mask(halves, _mm512_set1_epi16(0x7fff)) != 0, 0)) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  if (__builtin_expect(_mm512_testn_epi16_mask(bit_cast<__m512i>(halves), magnitude) != 0, 0)) {
     constexpr int kDenormal = 0x20;
     const __mmask16 a = _mm512_fpclass_ps_mask(v.a, kDenormal);
     const __mmask16 b = _mm512_fpclass_ps_mask(v.b, kDenormal);
     if (a | b) return join_bf16_by_bits(v);
   }
-  const __m512i interleave =
-      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return bit_cast<vu>(_mm512_permutexvar_epi16(interleave, halves));
+  return interleave_bf16(halves);
 #else
   return join_bf16_by_bits(v);
 #endif
@@ -150,23 +157,52 @@ MMKERN_INLINE vf2 load_pair(const T* p, Part w) {
   }
 }
 
+// A pair as it lies in memory, rounded to its type.
+struct vh2 {
+  vh a, b;
+};
+
+MMKERN_INLINE vf2 pack(vf2 v, float) { return v; }
+MMKERN_INLINE vu pack(vf2 v, bf16_t) { return join_bf16(v); }
+MMKERN_INLINE vh2 pack(vf2 v, fp16_t) { return {narrow(v.a, fp16_t{}), narrow(v.b, fp16_t{})}; }
+MMKERN_INLINE vf2 unpack(vf2 v, float) { return v; }
+MMKERN_INLINE vf2 unpack(vu v, bf16_t) { return split_bf16(v); }
+MMKERN_INLINE vf2 unpack(vh2 v, fp16_t) { return {widen(v.a, fp16_t{}), widen(v.b, fp16_t{})}; }
+
+// v rounded to T and back, for values of the order of one: denormals may count as zero.
 template <class T>
-MMKERN_INLINE void store_pair(T* p, vf2 v, Full = {}) {
+MMKERN_INLINE vf2 round_pair(vf2 v) {
+#if defined(__AVX512BF16__)
   if constexpr (__is_same(T, bf16_t)) {
-    store_bits(p, join_bf16(v));
-  } else {
-    store(p, v.a);
-    store(p + kLanes, v.b);
+    return split_bf16(interleave_bf16(_mm512_cvtne2ps_pbh(v.b, v.a)));
   }
+#endif
+  return unpack(pack(v, T{}), T{});
 }
-template <class T>
-MMKERN_INLINE void store_pair(T* p, vf2 v, Part w) {
-  if constexpr (__is_same(T, bf16_t)) {
-    store_bf16_part(p, join_bf16(v), w);
-  } else {
-    store(p, v.a, first_half(w));
-    store(p + kLanes, v.b, second_half(w));
-  }
+
+MMKERN_INLINE void store_packed(bf16_t* p, vu v, Full = {}) { store_bits(p, v); }
+MMKERN_INLINE void store_packed(bf16_t* p, vu v, Part w) { store_bf16_part(p, v, w); }
+// Half by half: GCC takes a structure of two vectors through the stack.
+MMKERN_INLINE void store_packed(fp16_t* p, vh2 v, Full = {}) {
+  store_bits(p, v.a);
+  store_bits(p + kLanes, v.b);
+}
+MMKERN_INLINE void store_packed(fp16_t* p, vh2 v, Part w) {
+  store_part(&p->bits, v.a, first_half(w));
+  store_part(&p[kLanes].bits, v.b, second_half(w));
+}
+MMKERN_INLINE void store_packed(float* p, vf2 v, Full = {}) {
+  store(p, v.a);
+  store(p + kLanes, v.b);
+}
+MMKERN_INLINE void store_packed(float* p, vf2 v, Part w) {
+  store(p, v.a, first_half(w));
+  store(p + kLanes, v.b, second_half(w));
+}
+
+template <class T, class Width = Full>
+MMKERN_INLINE void store_pair(T* p, vf2 v, Width w = {}) {
+  store_packed(p, pack(v, T{}), w);
 }
 
 // Brings the pair at p + i into the cache; nothing where p is null.
@@ -180,24 +216,30 @@ MMKERN_INLINE void prefetch_pair(const T* p, int64_t i) {
 }
 
 // Non-temporal: as stream() in vec.h.
-template <class T>
-MMKERN_INLINE void stream_pair(T* p, vf2 v) {
-  if constexpr (__is_same(T, bf16_t)) {
-    stream(reinterpret_cast<float*>(p), bit_cast<vf>(join_bf16(v)));
-  } else {
-    stream(p, v.a);
-    stream(p + kLanes, v.b);
-  }
+MMKERN_INLINE void stream_packed(float* p, vf2 v) {
+  stream(p, v.a);
+  stream(p + kLanes, v.b);
+}
+MMKERN_INLINE void stream_packed(bf16_t* p, vu v) {
+  stream(reinterpret_cast<float*>(p), bit_cast<vf>(v));
+}
+MMKERN_INLINE void stream_packed(fp16_t* p, vh2 v) {
+  stream(p, v.a);
+  stream(p + kLanes, v.b);
 }
 
 // One or the other: a Part is never streamed.
+template <bool kStream, class T, class Packed, class Width>
+MMKERN_INLINE void put_packed(T* p, Packed v, Width w) {
+  if constexpr (kStream && __is_same(Width, Full)) {
+    stream_packed(p, v);
+  } else {
+    store_packed(p, v, w);
+  }
+}
 template <bool kStream, class T, class Width>
 MMKERN_INLINE void put(T* p, vf2 v, Width w) {
-  if constexpr (kStream && __is_same(Width, Full)) {
-    stream_pair(p, v);
-  } else {
-    store_pair(p, v, w);
-  }
+  put_packed<kStream>(p, pack(v, T{}), w);
 }
 
 // The caller's elements of type From, in the lane order of T.

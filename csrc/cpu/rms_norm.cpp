@@ -6,18 +6,6 @@
 namespace mmkern::MMKERN_ISA {
 namespace {
 
-// v as it comes back from memory of type T.
-template <class T>
-MMKERN_INLINE vf2 round_to(vf2 v) {
-  if constexpr (__is_same(T, float)) {
-    return v;
-  } else if constexpr (__is_same(T, bf16_t)) {
-    return split_bf16(join_bf16(v));
-  } else {
-    return {widen(narrow(v.a, T{}), T{}), widen(narrow(v.b, T{}), T{})};
-  }
-}
-
 // The weight (ones where there is none) as floats in the lane order of T.
 template <class T>
 void widen_weight(const RmsNormArgs& args, float* out) {
@@ -37,59 +25,71 @@ MMKERN_INLINE float rstd_of(double power) {
   return static_cast<float>(1.0 / __builtin_sqrt(power));
 }
 
-// y of a row of h, whose values value(i, width) gives.
-template <class T, class Out, Cast kCast, bool kStream, class Value>
-MMKERN_INLINE void scale_row(int64_t n, const float* weight, float rstd, const Value& value,
-                             Out* y) {
+// h = x + residual for a row; the sum of its squares. A second copy goes where it is asked for.
+template <class T, bool kStream>
+MMKERN_INLINE float add_row(int64_t n, const T* x, const T* residual, T* h, T* copy) {
+  return sum_pairs<T>(n, [&](int64_t i, auto w) MMKERN_BODY {
+    const auto packed = pack(load_pair(x + i, w) + load_pair(residual + i, w), T{});
+    put_packed<kStream>(h + i, packed, w);
+    if (copy) store_packed(copy + i, packed, w);
+    const vf2 v = unpack(packed, T{});
+    return v * v;
+  });
+}
+
+// y of a row of h.
+template <class T, class Out, Cast kCast, bool kStream>
+MMKERN_INLINE void scale_row(int64_t n, const T* h, float rstd, const float* weight, Out* y) {
   sweep_pairs(n, [&](int64_t i, auto w) MMKERN_BODY {
-    vf2 xhat = value(i, w) * rstd;
-    if constexpr (kCast != Cast::kLast) xhat = round_to<T>(xhat);
+    vf2 xhat = load_pair(h + i, w) * rstd;
+    if constexpr (kCast != Cast::kLast) xhat = round_pair<T>(xhat);
     const vf2 result = xhat * load_pair(weight + i);
     constexpr bool kZip = __is_same(T, bf16_t) && !__is_same(Out, bf16_t);
     put<kStream>(y + i, kZip ? zip(result) : result, w);
   });
 }
 
-template <class T, class Out, Cast kCast, bool kStream>
-void norm_rows(const RmsNormArgs& args, int64_t begin, int64_t end, const float* weight) {
-  const int64_t n = args.channels;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* x = row_at<T>(args.x, args.shape, row);
-    const float rstd = rstd_of(power_of(args, sum_of_squares(x, n)));
-    const auto value = [&](int64_t i, auto w) MMKERN_BODY { return load_pair(x + i, w); };
-    scale_row<T, Out, kCast, kStream>(n, weight, rstd, value, static_cast<Out*>(args.y) + row * n);
-  }
-}
+constexpr int64_t kBlockRows = 4;
 
-template <class T, class Out, Cast kCast, bool kStream>
-void add_and_norm_rows(const RmsNormArgs& args, int64_t begin, int64_t end, const float* weight,
-                       float* wide_h) {
-  const int64_t n = args.channels;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* x = row_at<T>(args.x, args.shape, row);
-    const T* residual = row_at<T>(args.residual, args.shape, row);
-    T* h = static_cast<T*>(args.h) + row * n;
-    const float squares = sum_pairs<T>(n, [&](int64_t i, auto w) MMKERN_BODY {
-      const vf2 v = round_to<T>(load_pair(x + i, w) + load_pair(residual + i, w));
-      put<kStream>(h + i, v, w);
-      store_pair(wide_h + i, v);
-      return v * v;
-    });
-    const auto value = [&](int64_t i, auto) MMKERN_BODY { return load_pair(wide_h + i); };
-    scale_row<T, Out, kCast, kStream>(n, weight, rstd_of(power_of(args, squares)), value,
-                                      static_cast<Out*>(args.y) + row * n);
-  }
+// The rows of a block, whose roots hide each other's latency: as many as stay in the first cache
+// until they are scaled. One where memory is the limit, which likes its loads and stores mixed.
+template <class T, bool kStream>
+MMKERN_INLINE int64_t rows_of_block(int64_t channels) {
+  constexpr int64_t kBlockValues = 8192;
+  if (kStream || __is_same(T, float) || channels > kBlockValues / 2) return 1;
+  return least(kBlockRows, kBlockValues / channels);
 }
 
 template <class T, class Out, Cast kCast, bool kStream>
 void run_rows(const RmsNormArgs& args, int64_t begin, int64_t end, float* scratch) {
-  float* weight = scratch;
-  widen_weight<T>(args, weight);
-  if (args.residual.data == nullptr) {
-    norm_rows<T, Out, kCast, kStream>(args, begin, end, weight);
-  } else {
-    float* wide_h = scratch + scratch_pitch(args.channels);
-    add_and_norm_rows<T, Out, kCast, kStream>(args, begin, end, weight, wide_h);
+  const int64_t n = args.channels;
+  const int64_t pitch = scratch_pitch(n);
+  const float* weight = scratch;
+  widen_weight<T>(args, scratch);
+  const int64_t step = rows_of_block<T, kStream>(n);
+  for (int64_t block = begin; block < end; block += step) {
+    const int64_t rows = least(step, end - block);
+    const T* h[kBlockRows];
+    float rstd[kBlockRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      h[r] = row_at<T>(args.x, args.shape, block + r);
+      float squares;
+      if (args.residual.data != nullptr) {
+        // What is streamed leaves the cache: scale_row reads a copy.
+        T* copy = kStream ? reinterpret_cast<T*>(scratch + pitch) : nullptr;
+        T* sum = static_cast<T*>(args.h) + (block + r) * n;
+        const T* residual = row_at<T>(args.residual, args.shape, block + r);
+        squares = add_row<T, kStream>(n, h[r], residual, sum, copy);
+        h[r] = kStream ? copy : sum;
+      } else {
+        squares = sum_of_squares(h[r], n);
+      }
+      rstd[r] = rstd_of(power_of(args, squares));
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      Out* y = static_cast<Out*>(args.y) + (block + r) * n;
+      scale_row<T, Out, kCast, kStream>(n, h[r], rstd[r], weight, y);
+    }
   }
   if (kStream) fence();
 }
@@ -122,7 +122,7 @@ void choose_cast(const RmsNormArgs& args, int64_t begin, int64_t end, float* scr
 // of float: it cancels in short rows, down to a share of eps where there is one channel.
 //
 // Rows go in blocks: first each row's means, then all rows of the block column by column, which
-// touches the weight and its sum once for kBlockRows rows.
+// touches the weight and its sum once for the whole block.
 template <class T, class Dy, bool kStream>
 class RowGradients {
  public:
@@ -137,7 +137,7 @@ class RowGradients {
   void run_task(int64_t task) {
     const RowRange range = rows_of_task(args_.tasks, task);
     for (int64_t row = range.begin; row < range.end; row += kBlockRows) {
-      const int64_t count = range.end - row < kBlockRows ? range.end - row : kBlockRows;
+      const int64_t count = least<int64_t>(kBlockRows, range.end - row);
       Row rows[kBlockRows];
       for (int64_t r = 0; r < count; ++r) rows[r] = survey(row + r);
       sweep_pairs(n_, [&](int64_t i, auto w) MMKERN_BODY { write_columns(rows, count, i, w); });
@@ -147,8 +147,6 @@ class RowGradients {
   }
 
  private:
-  static constexpr int64_t kBlockRows = 4;
-
   struct Row {
     const T *h, *grad_h;
     const Dy* dy;

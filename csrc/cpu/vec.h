@@ -344,14 +344,13 @@ MMKERN_INLINE void stream(float* p, vf v) {
   store(p, v);
 #endif
 }
-template <class T>
-MMKERN_INLINE void stream(T* p, vf v) {
+MMKERN_INLINE void stream(fp16_t* p, vh v) {
 #if defined(__AVX512F__)
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(narrow(v, T{})));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(v));
 #elif defined(__AVX2__)
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(narrow(v, T{})));
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(v));
 #else
-  store(p, v);
+  store_bits(p, v);
 #endif
 }
 MMKERN_INLINE void fence() {
