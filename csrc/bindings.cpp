@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "ops/large_memory.h"
 
 namespace py = pybind11;
 
@@ -50,5 +51,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "available_isas", [] { return isas_up_to(mmkern::best_isa()); },
       "The instruction sets that this CPU can run, lowest first.");
+  m.def("empty_cache", &mmkern::empty_cache,
+        "Free the memory that is kept of large outputs for the next ones.");
   m.def("build_info", &build_info, "Compiler, kernel flags, instruction sets and torch version.");
 }

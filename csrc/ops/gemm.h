@@ -71,6 +71,23 @@ inline void gemm_cut(GemmPlan& plan, int64_t rows, int64_t cols, int64_t min_row
   }
 }
 
+// Rows of a task, a multiple of kTallRowUnit up to `most`: those with which the threads, who take
+// the next task when they are done with one, are done with all rows soonest.
+inline int64_t gemm_balanced_rows(int64_t rows, int64_t most) {
+  constexpr int64_t kReadingB = 4;  // what a task spends on that, in rows; from the cache's rate
+  const int64_t threads = at::get_num_threads();
+  const auto cost = [&](int64_t block) {
+    const int64_t tasks = ceil_div(rows, block), rounds = ceil_div(tasks, threads);
+    const bool short_round = tasks % threads == 1 || threads == 1;  // of the last rows alone
+    return rounds * (block + kReadingB) - (short_round ? tasks * block - rows : 0);
+  };
+  int64_t best = most;
+  for (int64_t block = most; block > most / 2; block -= kTallRowUnit) {
+    if (cost(block) <= cost(best)) best = block;
+  }
+  return best;
+}
+
 // Rows of A packed for the whole depth, and the sums, stay in an L2 of 1 MiB.
 inline void gemm_plan_tall(GemmPlan& plan) {
   constexpr int64_t kPackedRows = 160 * 1024;  // floats of A in a task
@@ -81,7 +98,7 @@ inline void gemm_plan_tall(GemmPlan& plan) {
       kTallRowUnit;
   // A shallow product mostly writes: a block of few rows is written in whole pages.
   if (plan.depth <= kGemmSteps / 2) max_rows = 4 * kTallRowUnit;
-  plan.block_rows = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kTallRowUnit);
+  plan.block_rows = gemm_balanced_rows(plan.rows, max_rows);
   plan.block_cols = plan.chunk;
   gemm_cut(plan, plan.rows, plan.chunk, 8 * kTallRowUnit);
   plan.sums = round_up(plan.block_rows, kGemmPad) * gemm_packed_row(plan);

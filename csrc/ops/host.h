@@ -3,16 +3,14 @@
 // to compile).
 #pragma once
 
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 #include <atomic>
@@ -25,6 +23,7 @@
 
 #include "../cpu/isa.h"
 #include "../cpu/types.h"
+#include "large_memory.h"
 
 namespace mmkern {
 
@@ -62,21 +61,18 @@ inline const void* data_or_null(const std::optional<at::Tensor>& t) {
   return t.has_value() ? data_or_null(*t) : nullptr;
 }
 
-// An output or a large intermediate. The allocator maps fresh pages for sizes above its threshold,
-// and to fault them in 4 KiB at a time can take longer than the kernel; huge pages are asked for
-// where there are whole ones.
+// An output or a large intermediate, uninitialised.
 inline at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor t = at::empty(sizes, options);
-#if defined(__linux__)
-  constexpr size_t kHugePage = size_t{2} << 20, kWorthwhile = 2 * kHugePage;
-  if (t.nbytes() >= kWorthwhile) {
-    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-    const uintptr_t last = (begin + t.nbytes()) / kHugePage * kHugePage;
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: may fail
-  }
-#endif
-  return t;
+  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
+  // Where uninitialised memory is to be filled, at::empty does that.
+  const at::Context& context = at::globalContext();
+  const bool filled =
+      context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
+  if (bytes < kLargeBytes || filled) return at::empty(sizes, options);
+  constexpr c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
+  const at::ScalarType dtype = options.dtype().toScalarType();
+  return at::Tensor(
+      at::detail::empty_generic(sizes, &large_memory(), kCpu, dtype, std::nullopt));
 }
 
 // The value that a raw op returns for an output that does not exist.
@@ -137,16 +133,17 @@ Result call_reference(const char* op_name, const Args&... args) {
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), kAlign))) {}
-  T* get() const { return data_.get(); }
+  explicit Scratch(int64_t count) : data_(allocate(std::max<int64_t>(count, 1) * sizeof(T))) {}
+  T* get() const { return static_cast<T*>(data_.get()); }
 
  private:
   static constexpr std::align_val_t kAlign{64};
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, kAlign); }
-  };
-  std::unique_ptr<T, Free> data_;
+  static c10::DataPtr allocate(size_t bytes) {
+    if (bytes >= kLargeBytes) return large_memory().allocate(bytes);
+    void* data = ::operator new(bytes, kAlign);
+    return {data, data, [](void* p) { ::operator delete(p, kAlign); }, at::kCPU};
+  }
+  c10::DataPtr data_;
 };
 
 // Floats of a scratch row for n values.
