@@ -3,7 +3,7 @@
 from types import SimpleNamespace as _Namespace
 
 from mmkern import library as _library
-from mmkern.library import info, use
+from mmkern.library import empty_cache, info, use
 from mmkern.ops.attention import attention
 from mmkern.ops.glu import glu
 from mmkern.ops.mlp import mlp
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "attention",
+    "empty_cache",
     "gated_modulate",
     "gated_residual",
     "glu",

@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -178,6 +179,18 @@ def load_native():
         add_backend("cpu", "cpu", f"the C++ extension is not built ({error})")
     else:
         add_backend("cpu", "cpu")
+
+
+def empty_cache():
+    """Free the memory that the CPU kernels keep of large outputs, to be lent to the next ones.
+
+    At most 256 MiB are kept, or as many as the environment variable ``MMKERN_CACHE_MB`` said when
+    the first large output (from 4 MiB on) was made; with 0, none. An accelerator's memory is
+    torch's to free: ``torch.accelerator.empty_cache()``.
+    """
+    native = sys.modules.get("mmkern._C")
+    if native is not None:
+        native.empty_cache()
 
 
 #: the raw ops with an AscendC kernel: csrc/ascendc/device_npu.cpp

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+import mmkern
+
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: a page table, a Python object: what is smaller says nothing
 RESOLUTION = 256 * 1024
@@ -15,14 +17,15 @@ def peak(call, device):
     """Bytes above what was there before, at the peak of one call; None where nobody counts them.
 
     On an accelerator it is what torch's allocator counts. On the CPU it is resident memory, which
-    Linux can be asked to count anew: after the C library gave back what it kept of earlier calls,
-    every page that a call writes counts, whoever allocated it. Call it warm, so that what the
+    Linux can be asked to count anew: after mmkern and the C library gave back what they kept of
+    earlier calls, every page that a call writes counts, whoever allocated it. Call it warm, so that what the
     contestant keeps for good is there already.
     """
     gc.collect()
     if device.type != "cpu":
         return _accelerator(call, device)
     try:
+        mmkern.empty_cache()
         ctypes.CDLL(None).malloc_trim(0)
         CLEAR_REFS.write_text("5")
         before = _resident("VmRSS")
