@@ -60,9 +60,8 @@ MMKERN_INLINE vu join_bf16_by_bits(vf2 v) {
 
 #if defined(__AVX512BF16__)
 MMKERN_INLINE vu interleave_bf16(__m512bh odd_above_even) {
-  const __m512i order =
-      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return bit_cast<vu>(_mm512_permutexvar_epi16(order, bit_cast<__m512i>(odd_above_even)));
 }
 #endif

@@ -37,10 +37,12 @@ MMKERN_INLINE float add_row(int64_t n, const T* x, const T* residual, T* h, T* c
   });
 }
 
-// y of a row of h.
-template <class T, class Out, Cast kCast, bool kStream>
-MMKERN_INLINE void scale_row(int64_t n, const T* h, float rstd, const float* weight, Out* y) {
+// y of a row of h. Beside it the rows that are summed next come into the cache.
+template <class T, class Out, Cast kCast, bool kStream, class Fetch>
+MMKERN_INLINE void scale_row(int64_t n, const T* h, float rstd, const float* weight, Out* y,
+                             const Fetch& fetch) {
   sweep_pairs(n, [&](int64_t i, auto w) MMKERN_BODY {
+    fetch(i);
     vf2 xhat = load_pair(h + i, w) * rstd;
     if constexpr (kCast != Cast::kLast) xhat = round_pair<T>(xhat);
     const vf2 result = xhat * load_pair(weight + i);
@@ -67,6 +69,10 @@ void run_rows(const RmsNormArgs& args, int64_t begin, int64_t end, float* scratc
   const float* weight = scratch;
   widen_weight<T>(args, scratch);
   const int64_t step = rows_of_block<T, kStream>(n);
+  const bool adds = args.residual.data != nullptr;
+  // From memory 1.04-1.4 x, from the last cache 1.1 x; 0.9 x where the loads are the limit already.
+  constexpr bool kFetches = kStream || sizeof(T) < sizeof(float);
+  const bool fetches = kStream || (kFetches && !adds);
   for (int64_t block = begin; block < end; block += step) {
     const int64_t rows = least(step, end - block);
     const T* h[kBlockRows];
@@ -74,7 +80,7 @@ void run_rows(const RmsNormArgs& args, int64_t begin, int64_t end, float* scratc
     for (int64_t r = 0; r < rows; ++r) {
       h[r] = row_at<T>(args.x, args.shape, block + r);
       float squares;
-      if (args.residual.data != nullptr) {
+      if (adds) {
         // What is streamed leaves the cache: scale_row reads a copy.
         T* copy = kStream ? reinterpret_cast<T*>(scratch + pitch) : nullptr;
         T* sum = static_cast<T*>(args.h) + (block + r) * n;
@@ -87,8 +93,17 @@ void run_rows(const RmsNormArgs& args, int64_t begin, int64_t end, float* scratc
       rstd[r] = rstd_of(power_of(args, squares));
     }
     for (int64_t r = 0; r < rows; ++r) {
+      const int64_t next = least(block + r + step, end - 1);
+      const T* next_x = fetches ? row_at<T>(args.x, args.shape, next) : nullptr;
+      const T* next_residual =
+          fetches && adds ? row_at<T>(args.residual, args.shape, next) : nullptr;
+      const auto fetch = [&](int64_t i) MMKERN_BODY {
+        if constexpr (!kFetches) return;
+        prefetch_pair(next_x, i);
+        prefetch_pair(next_residual, i);
+      };
       Out* y = static_cast<Out*>(args.y) + (block + r) * n;
-      scale_row<T, Out, kCast, kStream>(n, h[r], rstd[r], weight, y);
+      scale_row<T, Out, kCast, kStream>(n, h[r], rstd[r], weight, y, fetch);
     }
   }
   if (kStream) fence();

@@ -71,8 +71,7 @@ inline at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& opt
   if (bytes < kLargeBytes || filled) return at::empty(sizes, options);
   constexpr c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
   const at::ScalarType dtype = options.dtype().toScalarType();
-  return at::Tensor(
-      at::detail::empty_generic(sizes, &large_memory(), kCpu, dtype, std::nullopt));
+  return at::Tensor(at::detail::empty_generic(sizes, &large_memory(), kCpu, dtype, std::nullopt));
 }
 
 // The value that a raw op returns for an output that does not exist.

@@ -47,9 +47,9 @@ size_t limit_from_environment() {
   size_t megabytes = 0;
   const auto [end, error] =
       std::from_chars(digits.data(), digits.data() + digits.size(), megabytes);
-  TORCH_CHECK_VALUE(error == std::errc() && end == digits.data() + digits.size() &&
-                        megabytes <= (SIZE_MAX >> 20),
-                    "MMKERN_CACHE_MB is '", digits, "'; wanted a number of MiB, 0 to keep nothing");
+  TORCH_CHECK_VALUE(
+      error == std::errc() && end == digits.data() + digits.size() && megabytes <= (SIZE_MAX >> 20),
+      "MMKERN_CACHE_MB is '", digits, "'; wanted a number of MiB, 0 to keep nothing");
   return megabytes << 20;
 }
 

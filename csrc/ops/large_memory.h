@@ -1,9 +1,9 @@
 // Memory of large outputs and scratch, kept for the next ones.
 //
-// The C library gives large blocks back to the system when they are freed, and the pages of the next
-// one are faulted in and zeroed anew, which takes longer than most kernels that memory bounds. So
-// blocks that outputs of this library are done with are kept, up to a limit for all together, and
-// lent again. Nothing else of torch's allocation is touched.
+// The C library gives large blocks back to the system when they are freed, and the pages of the
+// next one are faulted in and zeroed anew, which takes longer than most kernels that memory bounds.
+// So blocks that outputs of this library are done with are kept, up to a limit for all together,
+// and lent again. Nothing else of torch's allocation is touched.
 #pragma once
 
 #include <c10/core/Allocator.h>
