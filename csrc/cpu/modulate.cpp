@@ -27,12 +27,14 @@ MMKERN_INLINE Sums sums_of(const T* x, int64_t n) {
   }
 }
 
-// y of a row of h, whose values value(i, width) gives.
-template <class T, bool kStream, class Value>
+// y of a row of h, whose values value(i, width) gives. Beside it fetch(i) brings the rows that are
+// summed next into the cache.
+template <class T, bool kStream, class Value, class Fetch>
 MMKERN_INLINE void modulate_row(const ModulateArgs& args, const Coefficients<T>& c, Sums sums,
-                                const Value& value, T* y) {
+                                const Value& value, T* y, const Fetch& fetch) {
   normalize_row<T>(args.channels, args.norm, args.eps, sums, value,
                    [&](int64_t i, auto w, vf2 xhat) MMKERN_BODY {
+                     fetch(i);
                      const vf2 gain = load_pair(c.gain + i), offset = load_pair(c.offset + i);
                      put<kStream>(y + i, fma(xhat, gain, offset), w);
                    });
@@ -47,7 +49,13 @@ void modulate_rows(const ModulateArgs& args, int64_t begin, int64_t end, float* 
     c.move_to(at);
     const T* x = row_of<T>(args.x, at);
     const auto value = [&](int64_t i, auto w) MMKERN_BODY { return load_pair(x + i, w); };
-    modulate_row<T, kStream>(args, c, sums_of(x, n), value, static_cast<T*>(args.y) + row * n);
+    const T* next = row_of<T>(args.x, token_of(least(row + 1, end - 1), args.tokens));
+    // From memory 1.1-1.4 x, in bf16 from the last cache 1.03 x.
+    const auto fetch = [&](int64_t i) MMKERN_BODY {
+      if constexpr (kStream || sizeof(T) < sizeof(float)) prefetch_pair(next, i);
+    };
+    T* y = static_cast<T*>(args.y) + row * n;
+    modulate_row<T, kStream>(args, c, sums_of(x, n), value, y, fetch);
   }
 }
 
@@ -74,7 +82,9 @@ void gated_modulate_rows(const ModulateArgs& args, int64_t begin, int64_t end, f
     if (args.norm == Norm::kNone) continue;
     const Sums sums = {hsum(values[0], values[1]), hsum(squares[0], squares[1])};
     const auto value = [&](int64_t i, auto) MMKERN_BODY { return load_pair(wide_h + i); };
-    modulate_row<T, kStream>(args, c, sums, value, static_cast<T*>(args.y) + row * n);
+    T* y = static_cast<T*>(args.y) + row * n;
+    // To fetch both rows that come next gave 0.94-1.03 x.
+    modulate_row<T, kStream>(args, c, sums, value, y, [](int64_t) MMKERN_BODY {});
   }
 }
 
