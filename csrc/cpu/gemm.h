@@ -4,7 +4,7 @@
 //   ByRow<T, Source>    rows of the source are rows of A or columns of B: they run along the depth
 //   ByDepth<T, Source>  row k of the source is column k of A or row k of B
 //   Source: const T* row(r, c, n, T* room) gives elements [c, c + n) of row r, in place or in room;
-//           prefetch(r, c, n) may bring them into the cache
+//           prefetch(r, c, n) may bring them into the cache; kInPlace: never in room
 //   Store:  store(i, rows, j, n, sums) takes D[i .. i + rows, j .. j + n); rows of sums are
 //           kTileCols apart. store.prefetch(i, rows, j, n) is called before they are computed
 #pragma once
@@ -22,6 +22,7 @@ MMKERN_INLINE int64_t round_to(int64_t a, int64_t b) { return (a + b - 1) / b * 
 
 template <class T>
 struct MatrixRows {
+  static constexpr bool kInPlace = true;
   RowsView view;
   const T* row(int64_t r, int64_t c, int64_t, T*) const {
     return static_cast<const T*>(view.data) + r / view.inner * view.outer_stride +
@@ -83,6 +84,16 @@ struct ByRow {
   using C = Cell<T>;
   Source source;
 
+  // Rows are made of cells as they lie in memory.
+  static constexpr bool kInPlace = Source::kInPlace && kDepth<C> == 2;
+
+  // Rows of A from row i and value k on, where they are; the host saw to even strides.
+  auto rows_in_place(int64_t i, int64_t k) const {
+    const int64_t stride = source.view.inner_stride / kDepth<C>;
+    return Rows<C, int64_t, Unit>{reinterpret_cast<const C*>(source.row(i, k, 0, nullptr)), stride,
+                                  Unit{}};
+  }
+
   // A packed for nk values of the depth, from cell `step` on.
   static auto a_rows(const C* packed, int64_t, int64_t nk, int64_t step) {
     return Rows<C, int64_t, Unit>{packed + step, row_stride(nk), Unit{}};
@@ -136,6 +147,7 @@ struct ByRow {
 template <class T, class Source>
 struct ByDepth {
   using C = Cell<T>;
+  static constexpr bool kInPlace = false;
   Source source;
 
   static auto a_rows(const C* packed, int64_t ni, int64_t, int64_t step) {
@@ -193,28 +205,39 @@ MMKERN_INLINE int64_t packed_unit(const GemmPlan& plan) {
   return kGemmRowUnit * (round_to(plan.steps, kGemmPad) + kGemmPad);
 }
 
-// Tall: columns [index * kGemmColumnUnit, + kGemmColumnUnit) of the chunk, for the whole depth, as
-// packed[panel][depth block][cell][kTileCols]. Wide: rows likewise, as pack_a leaves each unit.
-template <class T, class A, class B>
-void gemm_pack(const GemmPlan& plan, const GemmTask& task, const A& a, const B& b, float* scratch) {
+// [index * kGemmColumnUnit, + kGemmColumnUnit) of the chunk's columns (tall) or rows (turned), for
+// the whole depth, as packed[panel][depth block][cell][kTileCols].
+template <class T, class Operand>
+void pack_panels(const GemmPlan& plan, const GemmTask& task, const Operand& operand,
+                 float* scratch) {
   using C = Cell<T>;
-  C* const packed = reinterpret_cast<C*>(task.packed);
-  T* const gathered = reinterpret_cast<T*>(scratch + plan.gathered);
-  if (plan.wide) {
-    const int64_t i = task.index * kGemmRowUnit;
-    return a.pack_a(task.begin + i, least<int64_t>(kGemmRowUnit, task.count - i), 0, plan.depth,
-                    packed + task.index * packed_unit(plan), gathered);
-  }
   const int64_t begin = task.index * kGemmColumnUnit;
   const int64_t end = least<int64_t>(begin + kGemmColumnUnit, task.count);
   for (int64_t j = begin; j < end; j += kTileCols) {
-    C* const panel = packed + j * cells<C>(plan.depth);
+    C* const panel = reinterpret_cast<C*>(task.packed) + j * cells<C>(plan.depth);
     for (int64_t k0 = 0; k0 < plan.depth; k0 += kDepthBlock<T>) {
-      b.pack_b(task.begin + j, least<int64_t>(kTileCols, end - j), k0,
-               least<int64_t>(kDepthBlock<T>, plan.depth - k0), panel + cells<C>(k0) * kTileCols,
-               gathered);
+      operand.pack_b(task.begin + j, least<int64_t>(kTileCols, end - j), k0,
+                     least<int64_t>(kDepthBlock<T>, plan.depth - k0),
+                     panel + cells<C>(k0) * kTileCols,
+                     reinterpret_cast<T*>(scratch + plan.gathered));
     }
   }
+}
+
+// Wide: rows [index * kGemmRowUnit, + kGemmRowUnit) of the chunk, as pack_a leaves each unit.
+template <class T, class A>
+void pack_rows(const GemmPlan& plan, const GemmTask& task, const A& a, float* scratch) {
+  const int64_t i = task.index * kGemmRowUnit;
+  a.pack_a(task.begin + i, least<int64_t>(kGemmRowUnit, task.count - i), 0, plan.depth,
+           reinterpret_cast<Cell<T>*>(task.packed) + task.index * packed_unit(plan),
+           reinterpret_cast<T*>(scratch + plan.gathered));
+}
+
+template <class T, class A, class B>
+void gemm_pack(const GemmPlan& plan, const GemmTask& task, const A& a, const B& b, float* scratch) {
+  if (plan.cut == GemmCut::kWide) return pack_rows<T>(plan, task, a, scratch);
+  if (plan.cut == GemmCut::kTurned) return pack_panels<T>(plan, task, a, scratch);
+  pack_panels<T>(plan, task, b, scratch);
 }
 
 // D[i .. i + rows, j .. j + columns), from one block of the depth at a time.
@@ -315,11 +338,76 @@ void gemm_wide(const GemmPlan& plan, const GemmTask& task, const A&, const B& b,
   }
 }
 
+// D[i .. i + rows, j .. j + columns) to the store; sums holds its transpose, kTileCols to a row.
+template <class Store>
+void store_turned(const Store& store, int64_t i, int64_t rows, int64_t j, int64_t columns,
+                  const float* sums) {
+  alignas(64) float piece[kTileCols * kTileCols];
+  for (int64_t c0 = 0; c0 < columns; c0 += kTileCols) {
+    const int64_t count = least<int64_t>(kTileCols, columns - c0);
+    for (int64_t c = 0; c < count; c += kLanes) {
+      for (int64_t r = 0; r < rows; r += kLanes) {
+        vu block[kLanes];
+#pragma GCC unroll 16
+        for (int l = 0; l < kLanes; ++l) {
+          block[l] = load_bits<vu>(sums + (c0 + c + l) * kTileCols + r);
+        }
+        transpose(block);
+#pragma GCC unroll 16
+        for (int l = 0; l < kLanes; ++l) store_bits(piece + (r + l) * kTileCols + c, block[l]);
+      }
+    }
+    store(i, rows, j + c0, count, piece);
+  }
+}
+
+// One block of the depth at a time: its part of every panel of A's rows, times the same of B's
+// columns, while the next part of those comes from memory.
+template <class T, class B, class Store>
+__attribute__((noinline)) void gemm_turned(const GemmPlan& plan, const GemmTask& task, const B& b,
+                                           const Store& store, float* scratch) {
+  using C = Cell<T>;
+  const int64_t col_blocks = (plan.cols + plan.block_cols - 1) / plan.block_cols;
+  const int64_t i0 = task.index / col_blocks * plan.block_rows;
+  const int64_t j0 = task.index % col_blocks * plan.block_cols;
+  const int64_t ni = least<int64_t>(plan.block_rows, task.count - i0);
+  const int64_t nj = least<int64_t>(plan.block_cols, plan.cols - j0);
+  const int64_t strips = (nj + kTileRows - 1) / kTileRows;
+  const int64_t panels = (ni + kTileCols - 1) / kTileCols;
+  for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += kDepthBlock<T>) {
+    const int64_t next = k0 + kDepthBlock<T>;
+    const int64_t nk = least<int64_t>(kDepthBlock<T>, plan.depth - k0);
+    const auto columns = b.rows_in_place(j0, k0);
+    for (int64_t i = 0; i < ni; i += kTileCols) {
+      const int64_t rows = least<int64_t>(kTileCols, ni - i);
+      const C* const panel = reinterpret_cast<const C*>(task.packed) +
+                             (i0 + i) * cells<C>(plan.depth) + cells<C>(k0) * kTileCols;
+      float* const sums = scratch + plan.sums + i * plan.block_cols;
+      if (next >= plan.depth) store.prefetch(task.begin + i0 + i, rows, j0, nj);
+      for (int64_t s = 0; s < strips; ++s) {
+        if (next < plan.depth) {
+          b.prefetch_b(j0, nj, next, least<int64_t>(kDepthBlock<T>, plan.depth - next),
+                       i / kTileCols * strips + s, panels * strips);
+        }
+        float* const strip = sums + s * kTileRows * kTileCols;
+        multiply_panel(least<int64_t>(kTileRows, nj - s * kTileRows),
+                       round_to(rows, kLanes) / kLanes, columns.from_row(s * kTileRows), panel,
+                       cells<C>(nk),
+                       Sums{k0 > 0 ? strip : nullptr, strip, longest_chain<T>(plan.depth)});
+      }
+      if (next >= plan.depth) store_turned(store, task.begin + i0 + i, rows, j0, nj, sums);
+    }
+  }
+}
+
 template <class T, class A, class B, class Store>
 void gemm_task(const GemmPlan& plan, const GemmTask& task, const A& a, const B& b,
                const Store& store, float* scratch) {
   if (task.pack) return gemm_pack<T>(plan, task, a, b, scratch);
-  if (plan.wide) return gemm_wide<T>(plan, task, a, b, store, scratch);
+  if (plan.cut == GemmCut::kWide) return gemm_wide<T>(plan, task, a, b, store, scratch);
+  if constexpr (B::kInPlace) {
+    if (plan.cut == GemmCut::kTurned) return gemm_turned<T>(plan, task, b, store, scratch);
+  }
   gemm_tall<T>(plan, task, a, b, store, scratch);
 }
 

@@ -2,12 +2,14 @@
 //
 //   D[i, j] = sum over k of A(i, k) B(k, j),   i < rows, j < cols, k < depth
 //
-// Two ways to cut it (gemm_plan says which). Either operand is packed once by all threads, a chunk
-// at a time, and each task packs what it needs of the other:
-//   tall  B is shared; a task packs some rows of A for the whole depth and multiplies them with
-//         every panel of columns.
-//   wide  for few rows or a very long depth: A is shared; a task packs a panel of B, a block of the
-//         depth at a time, and multiplies its rows with it before it packs the next.
+// Three ways to cut it (gemm_plan says which). One operand is packed once by all threads, a chunk at
+// a time, and each task packs what it needs of the other:
+//   tall    B is shared; a task packs some rows of A for the whole depth and multiplies them with
+//           every panel of columns.
+//   wide    for few rows or a very long depth: A is shared; a task packs a panel of B, a block of
+//           the depth at a time, and multiplies its rows with it before it packs the next.
+//   turned  where columns of B lie in memory as the micro-kernel takes its rows (bfloat16 weights):
+//           the transpose of D is computed. A is shared, packed as columns; B is read where it is.
 // The sum over k runs in a fixed order (one block of the depth at a time, block sums added up in
 // order) that follows from `depth` alone: an element of D has the same bits whatever the blocks,
 // the threads and the other rows.
@@ -20,17 +22,19 @@
 
 namespace mmkern {
 
+enum class GemmCut : int32_t { kTall, kWide, kTurned };
+
 struct GemmPlan {
   int64_t rows, cols, depth;
   int64_t steps;  // of the micro-kernel for the whole depth
-  bool wide;
-  int64_t chunk;                   // rows of A (wide) or columns of B (tall) packed at a time
+  GemmCut cut;
+  int64_t chunk;                   // columns of B (tall) or rows of A packed at a time
   int64_t block_rows, block_cols;  // of D in one task
   // A task's scratch, in floats: what it packs, then these, `scratch` in all.
   int64_t sums, gathered, scratch;
 };
 
-// One call of a kernel, on rows (wide) or columns (tall) [begin, begin + count). Those are packed
+// One call of a kernel, on columns (tall) or rows [begin, begin + count). Those are packed
 // in `packed`, or, with `pack`, unit `index` of them is to be packed there.
 struct GemmTask {
   bool pack;

@@ -59,6 +59,7 @@ MMKERN_INLINE void copy_run(T* to, const T* from, int64_t n) {
 
 template <class T>
 struct PatchRows {
+  static constexpr bool kInPlace = false;
   PatchGrid pixels;
   const T* row(int64_t r, int64_t c, int64_t n, T* room) const {
     const T* data = static_cast<const T*>(pixels.data);

@@ -51,7 +51,8 @@ inline int64_t gemm_packed_row(const GemmPlan& plan) {
   return round_up(plan.steps, kGemmPad) + kGemmPad;
 }
 
-inline constexpr int64_t kTallRowUnit = 12;               // rows of a task, if tall
+inline constexpr int64_t kTallRowUnit = 12;       // rows of a task, if tall
+inline constexpr int64_t kTurnedColumnUnit = 96;  // columns of a task, if turned: whole lines
 inline constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of the shared operand at a time
 
 // Halves the blocks until there are enough of them for the threads to share evenly.
@@ -59,7 +60,9 @@ inline void gemm_cut(GemmPlan& plan, int64_t rows, int64_t cols, int64_t min_row
   constexpr int64_t kTasksPerThread = 4;
   const int64_t threads = at::get_num_threads();
   const int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
-  const int64_t row_unit = plan.wide ? kGemmRowUnit : kTallRowUnit;
+  const int64_t row_unit = plan.cut == GemmCut::kTall   ? kTallRowUnit
+                           : plan.cut == GemmCut::kWide ? kGemmRowUnit
+                                                        : kGemmColumnUnit;
   const auto blocks = [](int64_t n, int64_t block) { return ceil_div(n, block); };
   while (blocks(rows, plan.block_rows) * blocks(cols, plan.block_cols) < wanted) {
     const bool by_rows = plan.block_rows > min_rows && plan.block_rows >= plan.block_cols;
@@ -115,23 +118,60 @@ inline void gemm_plan_wide(GemmPlan& plan) {
   plan.sums = kGemmColumnUnit * kGemmSteps;
 }
 
-inline GemmPlan gemm_plan(DType dtype, int64_t rows, int64_t cols, int64_t depth) {
+// Sums of a task, and its part of the columns of B, stay in an L2 of 1 MiB.
+inline void gemm_plan_turned(GemmPlan& plan) {
+  constexpr int64_t kMaxRows = 768;
+  const int64_t fitting = kPackedChunk / plan.steps / kGemmColumnUnit * kGemmColumnUnit;
+  const int64_t max_rows = std::clamp(fitting, kGemmColumnUnit, kMaxRows);
+  plan.chunk = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kGemmColumnUnit);
+  plan.block_rows = plan.chunk;
+  plan.block_cols = kTurnedColumnUnit;
+  gemm_cut(plan, plan.chunk, plan.cols, 2 * kGemmColumnUnit);
+  plan.sums = 0;
+}
+
+// Whether the columns of B, rows of `b`, are made of cells where they lie: of bfloat16 pairs.
+inline bool gemm_in_place(DType dtype, int64_t cols, int64_t depth, const RowsView& b) {
+  const bool pairs = dtype == DType::kBFloat16 && MMKERN_PICK(gemm_steps)(dtype, 2) == 1;
+  const bool aligned = reinterpret_cast<uintptr_t>(b.data) % 4 == 0 && b.inner_stride % 2 == 0;
+  return pairs && depth > 0 && depth % 2 == 0 && b.inner >= cols && aligned;
+}
+
+// b: the rows that are the columns of B, if they are such.
+inline GemmPlan gemm_plan(DType dtype, int64_t rows, int64_t cols, int64_t depth,
+                          const RowsView* b = nullptr) {
   constexpr int64_t kFewRows = 720, kManyColumns = 512, kLongDepth = 6144;
+  constexpr int64_t kFewestTurned = 16, kDeepTurned = 512;
   GemmPlan plan{};
   plan.rows = rows;
   plan.cols = cols;
   plan.depth = depth;
   plan.steps = MMKERN_PICK(gemm_steps)(dtype, depth);
   if (rows == 0 || cols == 0) return plan;
-  plan.wide = plan.steps > kLongDepth || (rows <= kFewRows && cols >= kManyColumns);
-  if (plan.wide) {
+  // Few rows leave lanes empty; shallow products mostly write, and D is transposed on its way.
+  const bool turned = b != nullptr && rows > kFewestTurned && plan.steps >= kDeepTurned;
+  if (turned && gemm_in_place(dtype, cols, depth, *b)) {
+    plan.cut = GemmCut::kTurned;
+    gemm_plan_turned(plan);
+  } else if (plan.steps > kLongDepth || (rows <= kFewRows && cols >= kManyColumns)) {
+    plan.cut = GemmCut::kWide;
     gemm_plan_wide(plan);
   } else {
+    plan.cut = GemmCut::kTall;
     gemm_plan_tall(plan);
   }
-  plan.gathered = plan.sums + round_up(plan.block_rows, kGemmPad) * kGemmColumnUnit;
+  const int64_t sum_cols = plan.cut == GemmCut::kTurned ? plan.block_cols : kGemmColumnUnit;
+  plan.gathered = plan.sums + round_up(plan.block_rows, kGemmPad) * sum_cols;
   plan.scratch = plan.gathered + 2 * std::max({depth, plan.block_rows, kGemmColumnUnit});
   return plan;
+}
+
+// A permutation of the tasks with which `threads` that take them in turns walk one stretch each.
+// Threads that write rows next to each other are slower, shallow products by a quarter at times:
+// hardware prefetches of one take lines from the other.
+inline int64_t far_apart(int64_t k, int64_t tasks, int64_t threads) {
+  const int64_t stretch = k % threads;
+  return stretch * (tasks / threads) + std::min(stretch, tasks % threads) + k / threads;
 }
 
 // kernel(args, task, scratch) for every task of args.plan.
@@ -139,25 +179,30 @@ template <class Args>
 void run_gemm(const Args& args, void (*kernel)(const Args&, const GemmTask&, float*)) {
   const GemmPlan& plan = args.plan;
   if (plan.rows == 0 || plan.cols == 0) return;
+  const int64_t threads = at::get_num_threads();
   const auto run = [&](GemmTask task, int64_t tasks, int64_t work) {
     parallel_dynamic(tasks, work, 1, [&](const auto& next) {
       const Scratch<float> scratch(plan.scratch);
       GemmTask mine = task;
       int64_t end;
-      while (next(mine.index, end)) kernel(args, mine, scratch.get());
+      for (int64_t k; next(k, end);) {
+        mine.index = far_apart(k, tasks, threads);
+        kernel(args, mine, scratch.get());
+      }
     });
   };
   const int64_t work = plan.block_rows * plan.block_cols * std::max<int64_t>(plan.depth / 16, 1);
-  const int64_t total = plan.wide ? plan.rows : plan.cols;
-  const int64_t unit = plan.wide ? kGemmRowUnit : kGemmColumnUnit;
+  const bool tall = plan.cut == GemmCut::kTall;
+  const int64_t total = tall ? plan.cols : plan.rows;
+  const int64_t unit = plan.cut == GemmCut::kWide ? kGemmRowUnit : kGemmColumnUnit;
   const Scratch<float> packed(plan.chunk * gemm_packed_row(plan));
   for (int64_t begin = 0; begin < total; begin += plan.chunk) {
     GemmTask task{true, 0, begin, std::min(plan.chunk, total - begin), packed.get()};
     run(task, ceil_div(task.count, unit), plan.depth * unit);
     task.pack = false;
     run(task,
-        ceil_div(plan.wide ? task.count : plan.rows, plan.block_rows) *
-            ceil_div(plan.wide ? plan.cols : task.count, plan.block_cols),
+        ceil_div(tall ? plan.rows : task.count, plan.block_rows) *
+            ceil_div(tall ? task.count : plan.cols, plan.block_cols),
         work);
   }
 }

@@ -150,7 +150,7 @@ Outputs mlp(const at::Tensor& x, const OptionalTensor& rows, const at::Tensor& w
 
   at::Tensor room;
   MlpProductArgs first = product(f, merged_rows(f, room), *rows_view(w1), hidden);
-  first.plan = gemm_plan(first.dtype, f.merged_rows(), hidden_size, w1.size(1));
+  first.plan = gemm_plan(first.dtype, f.merged_rows(), hidden_size, w1.size(1), &first.b);
   first.activation = activation_of(activation);
   if (b1) first.bias = data_or_null(bias1);
   if (save) first.pre_activation = z.data_ptr();
@@ -158,7 +158,7 @@ Outputs mlp(const at::Tensor& x, const OptionalTensor& rows, const at::Tensor& w
 
   const RowsView hidden_rows = contiguous_rows(data_or_null(hidden), hidden_size);
   MlpProductArgs second = product(f, hidden_rows, *rows_view(w2), y);
-  second.plan = gemm_plan(second.dtype, f.merged_rows(), w2.size(0), hidden_size);
+  second.plan = gemm_plan(second.dtype, f.merged_rows(), w2.size(0), hidden_size, &second.b);
   if (b2) second.bias = data_or_null(bias2);
   run_gemm(second, MMKERN_PICK(mlp_linear));
   return {y, z};
