@@ -66,3 +66,31 @@ def test_packed_segment_is_the_same_alone(dtype):
         rows = slice(begin, begin + length)
         alone = mmkern.attention(q[None, rows], k[None, rows], v[None, rows], causal=True)
         assert torch.equal(packed[rows], alone[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("depth", [1030, 1536, 8200])
+def test_rows_of_a_deep_product_are_the_same_in_any_company(dtype, depth):
+    """However many rows there are, which decides how the product is cut."""
+    x = torch.randn(801, depth).to(dtype)
+    weight, bias = torch.randn(107, depth).to(dtype) / 8, torch.randn(107).to(dtype)
+    whole = mmkern.patch_embed(x, weight, bias)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    eager = (torch.nn.functional.linear(x, weight, bias) - exact).abs().max()
+    rounding = torch.finfo(dtype).eps * exact.abs().max()
+    assert (whole - exact).abs().max() < 2 * eager + rounding
+    for rows in (1, 5, 16, 17, 63, 64, 65, 130, 720, 769):
+        assert torch.equal(mmkern.patch_embed(x[:rows], weight, bias), whole[:rows])
+
+
+def test_a_weight_that_is_not_aligned_or_of_odd_depth_gives_the_same_bits():
+    x, weight = torch.randn(40, 1030).bfloat16(), torch.randn(50, 1030).bfloat16() / 8
+    expected = mmkern.mlp(x, weight, None, torch.eye(50).bfloat16(), None)
+    shifted = torch.empty(50 * 1030 + 1, dtype=torch.bfloat16)[1:].view(50, 1030)
+    gap = torch.empty(50, 1031, dtype=torch.bfloat16)[:, :1030]
+    for other in (shifted, gap):
+        other.copy_(weight)
+        assert torch.equal(mmkern.mlp(x, other, None, torch.eye(50).bfloat16(), None), expected)
+    odd_x = torch.nn.functional.pad(x, (0, 1), value=2.0)
+    odd = torch.nn.functional.pad(weight, (0, 1))
+    assert torch.equal(mmkern.mlp(odd_x, odd, None, torch.eye(50).bfloat16(), None), expected)
