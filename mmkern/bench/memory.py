@@ -18,8 +18,8 @@ def peak(call, device):
 
     On an accelerator it is what torch's allocator counts. On the CPU it is resident memory, which
     Linux can be asked to count anew: after mmkern and the C library gave back what they kept of
-    earlier calls, every page that a call writes counts, whoever allocated it. Call it warm, so that what the
-    contestant keeps for good is there already.
+    earlier calls, every page that a call writes counts, whoever allocated it. Call it warm, so that
+    what the contestant keeps for good is there already.
     """
     gc.collect()
     if device.type != "cpu":
