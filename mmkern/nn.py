@@ -32,7 +32,7 @@ def set_ops(module, ops):
     """Make every mmkern module inside ``module`` run on ``ops``; returns ``module``."""
     ops_namespace(ops)
     for child in module.modules():
-        if isinstance(child, OpsModule):
+        if isinstance(child, OpsModule | Linear):
             child.ops = ops
     return module
 
@@ -48,6 +48,38 @@ class OpsModule(nn.Module):
     @property
     def f(self):
         return ops_namespace(self.ops)
+
+
+class Linear(nn.Linear):
+    """nn.Linear, through mmkern's matrix product on a CPU where that is much the faster one.
+
+    ``mmkern.patch_embed`` of flattened patches is that product. In float32 and float16 it is 1.1 to
+    30 times as fast as PyTorch's on CPUs that its math library is not tuned for
+    (benchmarks/NOTES.md); in bfloat16 PyTorch's is as fast, and so it is for a few rows.
+    """
+
+    FEWEST_ROWS = 16
+
+    def __init__(self, in_features, out_features, bias=True, *, ops="mmkern"):
+        super().__init__(in_features, out_features, bias=bias)
+        ops_namespace(ops)
+        self.ops = ops
+
+    @property
+    def f(self):
+        return ops_namespace(self.ops)
+
+    def forward(self, x):
+        """x (..., in_features) -> (..., out_features)."""
+        if self.f is mmkern and self._suits(x):
+            return mmkern.patch_embed(x, self.weight, self.bias)
+        return super().forward(x)
+
+    def _suits(self, x):
+        here = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        plain = x.dim() in (2, 3) and x.dtype == self.weight.dtype
+        wide = x.dtype in (torch.float32, torch.float16)
+        return here and plain and wide and x.shape[:-1].numel() >= self.FEWEST_ROWS
 
 
 class LayerNorm(OpsModule):
@@ -137,9 +169,9 @@ class GatedMlp(OpsModule):
 
     def __init__(self, dim, hidden, *, ops="mmkern"):
         super().__init__(ops)
-        self.gate_proj = nn.Linear(dim, hidden, bias=False)
-        self.up_proj = nn.Linear(dim, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, dim, bias=False)
+        self.gate_proj = Linear(dim, hidden, bias=False, ops=ops)
+        self.up_proj = Linear(dim, hidden, bias=False, ops=ops)
+        self.down_proj = Linear(hidden, dim, bias=False, ops=ops)
 
     def forward(self, x):
         return self.down_proj(self.f.glu(self.gate_proj(x), self.up_proj(x)))
@@ -185,8 +217,8 @@ class Attention(OpsModule):
     def __init__(self, dim, num_heads, *, bias=True, ops="mmkern"):
         super().__init__(ops)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=bias, ops=ops)
+        self.proj = Linear(dim, dim, ops=ops)
 
     def forward(self, x):
         return self.proj(packed_attention(self.f, self.qkv(x), self.num_heads))

@@ -13,10 +13,11 @@ from tiny_models import (
     one_thread,  # noqa: F401
     reference_of,
 )
+from torch.nn import functional as F
 
 import mmkern
 from mmkern.models import LLM, AutoencoderKL, DiT, ViT, dit, llm, vae, vit
-from mmkern.nn import LayerNorm, RMSNorm, set_ops
+from mmkern.nn import LayerNorm, Linear, RMSNorm, set_ops
 
 
 def _sizes(oracles):
@@ -146,6 +147,32 @@ def test_ops_argument():
     model, _ = build("vlm")
     chosen = {m.ops for m in set_ops(model, "reference").modules() if hasattr(m, "ops")}
     assert chosen == {"reference"}
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (2, 30, 24), (1, 24), (2, 3, 4, 24), (24,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_linear_is_a_linear_layer(shape, dtype, monkeypatch):
+    layer = Linear(24, 33).to(dtype)
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    expected = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    limit = 4 * torch.finfo(dtype).eps * expected.abs().max()
+    calls = []
+    product = mmkern.patch_embed
+    monkeypatch.setattr(mmkern, "patch_embed", lambda *a: calls.append(a) or product(*a))
+    y = layer(x)
+    assert (y - expected).abs().max() < limit
+    many = len(shape) in (2, 3) and x[..., 0].numel() >= 16
+    assert len(calls) == (many and dtype != torch.bfloat16)
+    y.backward(torch.ones_like(y))
+    torch.testing.assert_close(
+        layer.bias.grad.double(), torch.full((33,), y[..., 0].numel() * 1.0).double()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    set_ops(layer, "reference")
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert len(calls) <= 1
+    assert list(layer.state_dict()) == ["weight", "bias"]
 
 
 @pytest.mark.parametrize(

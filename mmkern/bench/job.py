@@ -83,7 +83,8 @@ def chosen(options):
         if not (everything or model.name in options.models):
             continue
         if model.quick or not options.quick or model.name in options.models:
-            dtypes = options.dtypes if not everything else models.default_dtypes(options.dtypes)
+            named = options.full or not everything
+            dtypes = options.dtypes if named else models.default_dtypes(options.dtypes)
             rows += [_model_row(model, dtype, options) for dtype in dtypes]
     for op in OPS:
         if everything or op in options.ops:

@@ -8,7 +8,7 @@ branch unadded: the residual add happens inside the next RMSNorm, in one pass.
 import torch
 from torch import nn
 
-from mmkern.nn import GatedMlp, OpsModule, RMSNorm, rope_table, run_block, segments
+from mmkern.nn import GatedMlp, Linear, OpsModule, RMSNorm, rope_table, run_block, segments
 
 _QWEN3 = {"vocab_size": 151936, "num_kv_heads": 8, "head_dim": 128, "qk_norm": True}
 _QWEN3_0_6B = {"dim": 1024, "mlp_dim": 3072, "depth": 28, "num_heads": 16, "tie_embeddings": True}
@@ -51,10 +51,10 @@ class SelfAttention(OpsModule):
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.eps = eps
-        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.q_proj = Linear(dim, num_heads * head_dim, bias=bias, ops=ops)
+        self.k_proj = Linear(dim, num_kv_heads * head_dim, bias=bias, ops=ops)
+        self.v_proj = Linear(dim, num_kv_heads * head_dim, bias=bias, ops=ops)
+        self.o_proj = Linear(num_heads * head_dim, dim, bias=bias, ops=ops)
         self.q_norm = RMSNorm(head_dim, eps=eps, ops=ops) if qk_norm else None
         self.k_norm = RMSNorm(head_dim, eps=eps, ops=ops) if qk_norm else None
 
@@ -147,7 +147,7 @@ class LLM(OpsModule):
             qk_norm=qk_norm,
             bias=attention_bias,
         )
-        self.lm_head = nn.Linear(dim, vocab_size, bias=False)
+        self.lm_head = Linear(dim, vocab_size, bias=False, ops=ops)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmkern.nn import OpsModule
+from mmkern.nn import Linear, OpsModule
 
 CONFIGS = {
     "tiny": {"channels": (16, 32, 32, 32), "layers_per_block": 1, "groups": 8},
@@ -38,10 +38,10 @@ class SpatialAttention(OpsModule):
     def __init__(self, channels, groups, ops):
         super().__init__(ops)
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels, ops=ops)
+        self.to_k = Linear(channels, channels, ops=ops)
+        self.to_v = Linear(channels, channels, ops=ops)
+        self.to_out = nn.ModuleList([Linear(channels, channels, ops=ops)])
 
     def forward(self, x):
         y = self.group_norm(x).flatten(2).transpose(1, 2)

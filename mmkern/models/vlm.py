@@ -14,6 +14,7 @@ from torch import nn
 from mmkern.models.llm import LLM
 from mmkern.nn import (
     LayerNorm,
+    Linear,
     OpsModule,
     PatchEmbed,
     ProjectorMLP,
@@ -66,8 +67,8 @@ class TowerBlock(OpsModule):
         self.norm0 = LayerNorm(dim, eps=1e-5, ops=ops)
         self.norm1 = LayerNorm(dim, eps=1e-5, ops=ops)
         self.mlp = TowerMlp(dim, mlp_dim, ops)
-        self.wqkv = nn.Linear(dim, 3 * dim)
-        self.wo = nn.Linear(dim, dim)
+        self.wqkv = Linear(dim, 3 * dim, ops=ops)
+        self.wo = Linear(dim, dim, ops=ops)
 
     def forward(self, h, branch, rope, options):
         h, y = self.norm0.add(h, branch)
