@@ -69,7 +69,7 @@ def test_packed_segment_is_the_same_alone(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("depth", [1030, 1536, 8200])
+@pytest.mark.parametrize("depth", [1030, 2060, 8200])
 def test_rows_of_a_deep_product_are_the_same_in_any_company(dtype, depth):
     """However many rows there are, which decides how the product is cut."""
     x = torch.randn(801, depth).to(dtype)
@@ -79,15 +79,15 @@ def test_rows_of_a_deep_product_are_the_same_in_any_company(dtype, depth):
     eager = (torch.nn.functional.linear(x, weight, bias) - exact).abs().max()
     rounding = torch.finfo(dtype).eps * exact.abs().max()
     assert (whole - exact).abs().max() < 2 * eager + rounding
-    for rows in (1, 5, 16, 17, 63, 64, 65, 130, 720, 769):
+    for rows in (1, 5, 16, 17, 31, 64, 65, 80, 112, 130, 336, 720, 769):
         assert torch.equal(mmkern.patch_embed(x[:rows], weight, bias), whole[:rows])
 
 
 def test_a_weight_that_is_not_aligned_or_of_odd_depth_gives_the_same_bits():
-    x, weight = torch.randn(40, 1030).bfloat16(), torch.randn(50, 1030).bfloat16() / 8
+    x, weight = torch.randn(48, 2060).bfloat16(), torch.randn(50, 2060).bfloat16() / 8
     expected = mmkern.mlp(x, weight, None, torch.eye(50).bfloat16(), None)
-    shifted = torch.empty(50 * 1030 + 1, dtype=torch.bfloat16)[1:].view(50, 1030)
-    gap = torch.empty(50, 1031, dtype=torch.bfloat16)[:, :1030]
+    shifted = torch.empty(50 * 2060 + 1, dtype=torch.bfloat16)[1:].view(50, 2060)
+    gap = torch.empty(50, 2061, dtype=torch.bfloat16)[:, :2060]
     for other in (shifted, gap):
         other.copy_(weight)
         assert torch.equal(mmkern.mlp(x, other, None, torch.eye(50).bfloat16(), None), expected)

@@ -77,6 +77,11 @@ MMKERN_INLINE int64_t longest_chain(int64_t depth) {
 template <class T>
 inline constexpr int64_t kDepthBlock = kGemmSteps * kDepth<Cell<T>>;
 
+// Whether elements lie in memory as cells of one chain whatever the tile: the transpose of a
+// product of floats, whose chains are shorter in narrow tiles, would have other bits.
+template <class T>
+inline constexpr bool kTurns = kDepth<Cell<T>> == 2;
+
 // ---- packing ------------------------------------------------------------------------------------
 
 template <class T, class Source>
@@ -85,7 +90,7 @@ struct ByRow {
   Source source;
 
   // Rows are made of cells as they lie in memory.
-  static constexpr bool kInPlace = Source::kInPlace && kDepth<C> == 2;
+  static constexpr bool kInPlace = Source::kInPlace && kTurns<T>;
 
   // Rows of A from row i and value k on, where they are; the host saw to even strides.
   auto rows_in_place(int64_t i, int64_t k) const {
@@ -205,23 +210,49 @@ MMKERN_INLINE int64_t packed_unit(const GemmPlan& plan) {
   return kGemmRowUnit * (round_to(plan.steps, kGemmPad) + kGemmPad);
 }
 
-// [index * kGemmColumnUnit, + kGemmColumnUnit) of the chunk's columns (tall) or rows (turned), for
-// the whole depth, as packed[panel][depth block][cell][kTileCols].
+// Columns of B or rows of A, from `begin` on, as one panel: [depth block][cell][kTileCols].
 template <class T, class Operand>
-void pack_panels(const GemmPlan& plan, const GemmTask& task, const Operand& operand,
-                 float* scratch) {
-  using C = Cell<T>;
+void pack_panel(const GemmPlan& plan, const Operand& operand, int64_t begin, int64_t count,
+                Cell<T>* panel, float* scratch) {
+  for (int64_t k0 = 0; k0 < plan.depth; k0 += kDepthBlock<T>) {
+    operand.pack_b(begin, count, k0, least<int64_t>(kDepthBlock<T>, plan.depth - k0),
+                   panel + cells<Cell<T>>(k0) * kTileCols,
+                   reinterpret_cast<T*>(scratch + plan.gathered));
+  }
+}
+
+// Tall: columns [index * kGemmColumnUnit, + kGemmColumnUnit) of the chunk.
+template <class T, class B>
+void pack_columns(const GemmPlan& plan, const GemmTask& task, const B& b, float* scratch) {
   const int64_t begin = task.index * kGemmColumnUnit;
   const int64_t end = least<int64_t>(begin + kGemmColumnUnit, task.count);
   for (int64_t j = begin; j < end; j += kTileCols) {
-    C* const panel = reinterpret_cast<C*>(task.packed) + j * cells<C>(plan.depth);
-    for (int64_t k0 = 0; k0 < plan.depth; k0 += kDepthBlock<T>) {
-      operand.pack_b(task.begin + j, least<int64_t>(kTileCols, end - j), k0,
-                     least<int64_t>(kDepthBlock<T>, plan.depth - k0),
-                     panel + cells<C>(k0) * kTileCols,
-                     reinterpret_cast<T*>(scratch + plan.gathered));
-    }
+    pack_panel<T>(plan, b, task.begin + j, least<int64_t>(kTileCols, end - j),
+                  reinterpret_cast<Cell<T>*>(task.packed) + j * cells<Cell<T>>(plan.depth),
+                  scratch);
   }
+}
+
+struct Span {
+  int64_t begin, count;
+};
+
+// Turned: the rows of panel p, of a chunk of n rows. Where a single vector would be left for the
+// last panel, which multiplies at half the rate, it takes one from the panel before.
+MMKERN_INLINE Span turned_panel(int64_t n, int64_t p) {
+  const int64_t last = (n - 1) / kTileCols, begin = p * kTileCols;
+  const int64_t moved = last > 0 && n - last * kTileCols <= kLanes ? kLanes : 0;
+  if (p == last) return {begin - moved, n - begin + moved};
+  return {begin, kTileCols - (p == last - 1 ? moved : 0)};
+}
+
+template <class T, class A>
+void pack_turned(const GemmPlan& plan, const GemmTask& task, const A& a, float* scratch) {
+  static_assert(!kTurns<T> || kTileCols == kGemmColumnUnit);
+  const Span rows = turned_panel(task.count, task.index);
+  Cell<T>* const panels = reinterpret_cast<Cell<T>*>(task.packed);
+  pack_panel<T>(plan, a, task.begin + rows.begin, rows.count,
+                panels + task.index * kTileCols * cells<Cell<T>>(plan.depth), scratch);
 }
 
 // Wide: rows [index * kGemmRowUnit, + kGemmRowUnit) of the chunk, as pack_a leaves each unit.
@@ -236,8 +267,8 @@ void pack_rows(const GemmPlan& plan, const GemmTask& task, const A& a, float* sc
 template <class T, class A, class B>
 void gemm_pack(const GemmPlan& plan, const GemmTask& task, const A& a, const B& b, float* scratch) {
   if (plan.cut == GemmCut::kWide) return pack_rows<T>(plan, task, a, scratch);
-  if (plan.cut == GemmCut::kTurned) return pack_panels<T>(plan, task, a, scratch);
-  pack_panels<T>(plan, task, b, scratch);
+  if (plan.cut == GemmCut::kTurned) return pack_turned<T>(plan, task, a, scratch);
+  pack_columns<T>(plan, task, b, scratch);
 }
 
 // D[i .. i + rows, j .. j + columns), from one block of the depth at a time.
@@ -376,26 +407,28 @@ __attribute__((noinline)) void gemm_turned(const GemmPlan& plan, const GemmTask&
   const int64_t panels = (ni + kTileCols - 1) / kTileCols;
   for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += kDepthBlock<T>) {
     const int64_t next = k0 + kDepthBlock<T>;
+    const bool last = next >= plan.depth;
     const int64_t nk = least<int64_t>(kDepthBlock<T>, plan.depth - k0);
     const auto columns = b.rows_in_place(j0, k0);
-    for (int64_t i = 0; i < ni; i += kTileCols) {
-      const int64_t rows = least<int64_t>(kTileCols, ni - i);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t index = i0 / kTileCols + p;
+      const Span rows = turned_panel(task.count, index);
       const C* const panel = reinterpret_cast<const C*>(task.packed) +
-                             (i0 + i) * cells<C>(plan.depth) + cells<C>(k0) * kTileCols;
-      float* const sums = scratch + plan.sums + i * plan.block_cols;
-      if (next >= plan.depth) store.prefetch(task.begin + i0 + i, rows, j0, nj);
+                             (index * cells<C>(plan.depth) + cells<C>(k0)) * kTileCols;
+      float* const sums = scratch + plan.sums + p * kTileCols * plan.block_cols;
+      if (last) store.prefetch(task.begin + rows.begin, rows.count, j0, nj);
       for (int64_t s = 0; s < strips; ++s) {
-        if (next < plan.depth) {
+        if (!last) {
           b.prefetch_b(j0, nj, next, least<int64_t>(kDepthBlock<T>, plan.depth - next),
-                       i / kTileCols * strips + s, panels * strips);
+                       p * strips + s, panels * strips);
         }
         float* const strip = sums + s * kTileRows * kTileCols;
         multiply_panel(least<int64_t>(kTileRows, nj - s * kTileRows),
-                       round_to(rows, kLanes) / kLanes, columns.from_row(s * kTileRows), panel,
-                       cells<C>(nk),
+                       round_to(rows.count, kLanes) / kLanes, columns.from_row(s * kTileRows),
+                       panel, cells<C>(nk),
                        Sums{k0 > 0 ? strip : nullptr, strip, longest_chain<T>(plan.depth)});
       }
-      if (next >= plan.depth) store_turned(store, task.begin + i0 + i, rows, j0, nj, sums);
+      if (last) store_turned(store, task.begin + rows.begin, rows.count, j0, nj, sums);
     }
   }
 }

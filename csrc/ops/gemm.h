@@ -56,10 +56,10 @@ inline constexpr int64_t kTurnedColumnUnit = 96;  // columns of a task, if turne
 inline constexpr int64_t kPackedChunk = 2 * 1024 * 1024;  // floats of the shared operand at a time
 
 // Halves the blocks until there are enough of them for the threads to share evenly.
-inline void gemm_cut(GemmPlan& plan, int64_t rows, int64_t cols, int64_t min_rows) {
-  constexpr int64_t kTasksPerThread = 4;
+inline void gemm_cut(GemmPlan& plan, int64_t rows, int64_t cols, int64_t min_rows,
+                     int64_t tasks_per_thread = 4) {
   const int64_t threads = at::get_num_threads();
-  const int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
+  const int64_t wanted = threads > 1 ? tasks_per_thread * threads : 1;
   const int64_t row_unit = plan.cut == GemmCut::kTall   ? kTallRowUnit
                            : plan.cut == GemmCut::kWide ? kGemmRowUnit
                                                         : kGemmColumnUnit;
@@ -126,7 +126,7 @@ inline void gemm_plan_turned(GemmPlan& plan) {
   plan.chunk = round_up(ceil_div(plan.rows, ceil_div(plan.rows, max_rows)), kGemmColumnUnit);
   plan.block_rows = plan.chunk;
   plan.block_cols = kTurnedColumnUnit;
-  gemm_cut(plan, plan.chunk, plan.cols, 2 * kGemmColumnUnit);
+  gemm_cut(plan, plan.chunk, plan.cols, 2 * kGemmColumnUnit, 8);
   plan.sums = 0;
 }
 
@@ -141,15 +141,16 @@ inline bool gemm_in_place(DType dtype, int64_t cols, int64_t depth, const RowsVi
 inline GemmPlan gemm_plan(DType dtype, int64_t rows, int64_t cols, int64_t depth,
                           const RowsView* b = nullptr) {
   constexpr int64_t kFewRows = 720, kManyColumns = 512, kLongDepth = 6144;
-  constexpr int64_t kFewestTurned = 16, kDeepTurned = 512;
+  constexpr int64_t kTurnedLanes = 16, kDeepTurned = 1024;
   GemmPlan plan{};
   plan.rows = rows;
   plan.cols = cols;
   plan.depth = depth;
   plan.steps = MMKERN_PICK(gemm_steps)(dtype, depth);
   if (rows == 0 || cols == 0) return plan;
-  // Few rows leave lanes empty; shallow products mostly write, and D is transposed on its way.
-  const bool turned = b != nullptr && rows > kFewestTurned && plan.steps >= kDeepTurned;
+  // Rows that leave few lanes of a panel empty, and products deep enough to pay for transposing.
+  const bool full_lanes = round_up(rows, kTurnedLanes) * 20 <= rows * 21;
+  const bool turned = b != nullptr && full_lanes && plan.steps >= kDeepTurned;
   if (turned && gemm_in_place(dtype, cols, depth, *b)) {
     plan.cut = GemmCut::kTurned;
     gemm_plan_turned(plan);
