@@ -40,7 +40,10 @@ STREAM = {
         *WHOLE_ROWS_BACKWARD[:3],
         ({"columns": 1024}, {"ROWS": 1, "KEEP": True, "num_warps": 2}),
         ({"columns": 2048}, {"ROWS": 1, "KEEP": False, "num_warps": 8}),
-        *WHOLE_ROWS_BACKWARD[5:],
+        ({"columns": 4096, "itemsize": 2}, {"ROWS": 1, "KEEP": True, "num_warps": 16}),
+        # with 16 warps Triton 3.6 holds to 64 registers, so that two blocks fit, and spills
+        ({"columns": 4096}, {"ROWS": 1, "KEEP": True, "num_warps": 8}),
+        WHOLE_ROWS_BACKWARD[6],
         ({"columns": 8192}, {"ROWS": 1, "KEEP": False, "num_warps": 32}),
     ],
     "rope": [
@@ -114,8 +117,8 @@ STREAM_GFX = {
 
 # ---- kernels around matrix products: attention, patch_embed, mlp ---------------------------------
 # head_dim is the padded one: 72 counts as 80. BM: queries or rows, BN: keys or columns, BK: the
-# step in depth. Entries of a product differ by shape in BM and BN alone: BK sets the order of a sum,
-# which must not depend on how many rows there are.
+# step in depth. Entries of a product differ by shape in BM and BN alone: BK sets the order of a
+# sum, which must not depend on how many rows there are.
 
 
 def _attention(forward, dq, dkdv):
@@ -169,6 +172,9 @@ DENSE_SM90 = {
             (True, _to(128, "few"), 64, 64, 4, 3),
             (True, _to(256, "few"), 64, 32, 8, 2),
             (True, _to(128, "packed"), 64, 64, 4, 3),
+            (True, _to(80), 128, 128, 8, 3),
+            # 128 keys leave no register here, and Triton 3.6 spills
+            (True, _to(96), 128, 64, 8, 3),
             (True, _to(128), 128, 128, 8, 3),
             (True, _to(192), 128, 64, 8, 3),
             (True, _to(256), 128, 32, 8, 2),
