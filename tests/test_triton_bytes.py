@@ -153,7 +153,7 @@ def test_each_operand_moves_once(name, traffic):
     assert traffic.total() == must + besides
 
 
-# Around products, with the tiles of sm_90: (operand, loads of each element), and what is stored once.
+# Around products, with the tiles of sm_90: (operand, loads of each element); what is stored once.
 
 
 def attention():
