@@ -61,6 +61,19 @@ def install(to_hivm=True):
     driver.set_active(Driver())
 
 
+def patiently(compile_kernel):
+    """What compile_kernel() returns; tried twice more, for the adapter crashes now and then.
+
+    Memory that overflows does so every time, and is not tried again.
+    """
+    for last in (False, False, True):
+        try:
+            return compile_kernel()
+        except Exception as error:
+            if last or "overflow" in str(error):
+                raise
+
+
 def bishengir(text, *options):
     """Run bishengir-compile: (its messages, the files that it left as {name: text})."""
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from ascend_compiler import patiently
 
 LLVM = Path(os.environ.get("LLVM19", "/usr/lib/llvm-19"))
 PACKAGES = "mlir-19-tools libmlir-19 clang-19"
@@ -101,7 +102,7 @@ def launcher(run):
     """A JITFunction.run, given the stock one, that compiles and then runs on the CPU."""
 
     def on_cpu(self, *args, grid, warmup=False, **meta):
-        kernel = run(self, *args, grid=grid, warmup=True, **meta)
+        kernel = patiently(lambda: run(self, *args, grid=grid, warmup=True, **meta))
         values = self.binder(*args, **meta)[3]
         names = (self.params[i].name for i in self.non_constexpr_indices)
         # None, and a number that the kernel is compiled for, is no argument any more

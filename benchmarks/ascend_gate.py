@@ -54,15 +54,13 @@ def compile_op(op, sample):
     def compile_only(self, *args, grid, warmup=False, **meta):
         name = " ".join([self.fn.__name__, context["dtype"], context["label"]])
         name += "".join(f" {k}={v}" for k, v in sorted(meta.items()))
-        for last in (False, False, True):
-            try:
-                kernel = launch(self, *args, grid=grid, warmup=True, **meta)
-                break
-            except Exception as error:
-                # the adapter crashes now and then on what it compiles the next time
-                if last or "overflow" in str(error):
-                    complaints.append(f"{name}: {type(error).__name__}: {str(error)[-300:]}")
-                    return
+        try:
+            kernel = ascend_compiler.patiently(
+                lambda: launch(self, *args, grid=grid, warmup=True, **meta)
+            )
+        except Exception as error:
+            complaints.append(f"{name}: {type(error).__name__}: {str(error)[-300:]}")
+            return
         if kernel.hash in seen:
             return
         seen.add(kernel.hash)

@@ -12,6 +12,7 @@ import gate_cases_dense
 import torch
 
 from mmkern.kernels import triton as kernels
+from mmkern.ops._math import ACTIVATIONS
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -42,15 +43,17 @@ def _columns(table, kernel, dtype, largest=4304):
     return found if dtype != F16 else [n for n in found if n <= 4304][-1:]
 
 
+def _activations(columns, dtype):
+    return ACTIVATIONS if dtype == BF16 and columns > 256 else ("silu",)
+
+
 def _glu(table, dtype):
     for n in _columns(table, "glu", dtype):
-        names = ["silu"] + ["gelu", "gelu_tanh"] * (dtype == BF16 and n > 256)
-        for name in names:
+        for name in _activations(n, dtype):
             x = meta(64, 2 * n, dtype=dtype)
             yield Call("packed", lambda x=x, a=name: kernels.host("glu")(x, None, a, True))
     for n in _columns(table, "glu_backward", dtype):
-        names = ["silu"] + ["gelu", "gelu_tanh"] * (dtype == BF16 and n > 256)
-        for name in names:
+        for name in _activations(n, dtype):
             x, g = meta(64, 2 * n, dtype=dtype), meta(64, n, dtype=dtype)
             yield Call(
                 "packed",

@@ -3,6 +3,7 @@
 import torch
 
 from mmkern.kernels import triton as kernels
+from mmkern.ops.mlp import MLP_ACTIVATIONS
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -77,7 +78,7 @@ def _backward(mode, dim, dim_v, dtype, seen):
 
 
 def _mlp(table, dtype):
-    names = ("gelu", "gelu_tanh", "silu", "relu") if dtype == BF16 else ("gelu",)
+    names = MLP_ACTIVATIONS if dtype == BF16 else ("gelu",)
     for hidden in {limits.get("columns", 4608) for limits in _entries(table, "linear", dtype)}:
         x, w1 = _meta(1024, 4608, dtype=dtype), _meta(hidden, 4608, dtype=dtype)
         b, w2 = _meta(hidden, dtype=dtype), _meta(hidden, hidden, dtype=dtype)

@@ -168,7 +168,9 @@ def main():
     clock = Host() if args.rehearse else Cuda()
     ops = args.op or sorted(library.OPS)
     if args.small:
-        return bool(correctness(ops, clock.name, small=True)["failures"])
+        found = correctness(ops, clock.name, small=True)
+        print(f"{found['run']} checks, {len(found['failures'])} failed")
+        return bool(found["failures"])
     parts = args.part or PARTS
     result = {"schema": "mmkern-gpu/1", "complete": False, "environment": environment()}
     result["copy_gbps"] = copy_speed(clock)

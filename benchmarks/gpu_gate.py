@@ -8,8 +8,7 @@ of the tile tables that no call picks. The rest is a table, committed, whose cha
 
     python benchmarks/gpu_gate.py --check     # compile what is in the committed table, and compare
     python benchmarks/gpu_gate.py             # compile, and write what has no complaint into it
-    python benchmarks/gpu_gate.py --no-table  # compile alone, with another Triton, whose figures
-                                              # are others: a spill is said and does not fail
+    python benchmarks/gpu_gate.py --no-table  # compile alone, with another Triton of other figures
 """
 
 import argparse
@@ -104,7 +103,6 @@ def complaint(target, kernel, figures, dtype, bits, scalar):
             return "a matrix product without tensor cores"
     elif not scalar and bits == 128 and not (row["loads128"] and row["stores128"]):
         return "no 128-bit loads or stores"
-    # last: --no-table lets it pass
     return f"{row['spills']} spills" if row["spills"] else None
 
 
@@ -234,7 +232,7 @@ def main():
             elif not complaints and not args.no_table:
                 results.setdefault(target, {})[op] = rows
                 RESULTS.write_text(text_of(results))
-            failed |= any(not (args.no_table and line.endswith(" spills")) for line in complaints)
+            failed |= bool(complaints)
             print(f"{target} {op}: {len(rows)} kernels, {len(complaints)} complaints", flush=True)
             for line in complaints:
                 print(f"  {line}", flush=True)

@@ -7,20 +7,19 @@ import torch
 from mmkern import library
 from mmkern.kernels import triton as kernels
 
-#: float32 gradients that are the reference's: no tile for wider rows (of args[2]) is without spills
-WIDEST_FLOAT32 = {"attention_backward": 128, "modulate_backward": 4096}
+#: gradients that are the reference's: no tile for wider rows (of args[2]) is without spills
+WIDEST = {("attention_backward", torch.float32): 128, ("modulate_backward", torch.float32): 4096}
 
 
-def _too_wide(raw, args):
-    if raw not in WIDEST_FLOAT32:
-        return False
-    return args[2].dtype == torch.float32 and args[2].shape[-1] > WIDEST_FLOAT32[raw]
+def _too_wide(raw, args, widest):
+    limits = {dtype: most for (name, dtype), most in widest.items() if name == raw}
+    return bool(limits) and args[2].shape[-1] > limits.get(args[2].dtype, args[2].shape[-1])
 
 
-def run_ops_on_triton(monkeypatch):
+def run_ops_on_triton(monkeypatch, widest=WIDEST):
     """Until the test ends, mmkern's ops run the host functions of kernels/triton on CPU tensors.
 
-    A case that the kernels do not take is an error, but for those of WIDEST_FLOAT32.
+    A case that the kernels do not take is an error, but for rows longer than those of ``widest``.
     """
 
     def demanding(raw):
@@ -30,7 +29,7 @@ def run_ops_on_triton(monkeypatch):
 
         def run(*args):
             result = function(*args)
-            if result is NotImplemented and _too_wide(raw, args):
+            if result is NotImplemented and _too_wide(raw, args, widest):
                 return reference(*args)
             assert result is not NotImplemented, f"{raw}: no kernel for this case"
             return result

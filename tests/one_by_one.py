@@ -38,6 +38,20 @@ def _addmm(c, a, b, *, beta=1, alpha=1):
     return alpha * _product(a, b) + beta * c
 
 
+def _layer_norm(x, shape, weight, bias, eps):
+    assert weight is None and bias is None and len(shape) == 1
+    mean = _mean(x, [-1], True)
+    rstd = torch.rsqrt(_mean((x - mean).square(), [-1], True) + eps)
+    return (x - mean) * rstd, mean, rstd
+
+
+def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, mask):
+    assert weight is None and bias is None and len(shape) == 1
+    xhat = (x - mean) * rstd
+    dx = grad - xhat * _mean(grad * xhat, [-1], True) - _mean(grad, [-1], True)
+    return dx * rstd, None, None
+
+
 _SUMS = {
     aten.sum.default: _sum,
     aten.sum.dim_IntList: _sum,
@@ -45,6 +59,8 @@ _SUMS = {
     aten.mm.default: _product,
     aten.bmm.default: _product,
     aten.addmm.default: _addmm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_layer_norm_backward.default: _layer_norm_backward,
 }
 
 

@@ -1,7 +1,8 @@
-"""What the streaming kernels move, counted element by element in Triton's interpreter.
+"""What the kernels move, counted element by element in Triton's interpreter.
 
-Every operand of x's shape is read once, or written once and not read; what moves besides comes to
-what docs/triton.md says of it. On a GPU a second access may hit a cache; here it counts.
+Streaming: every operand of x's shape is read once, or written once and not read; what moves besides
+comes to what docs/triton.md says of it. Products: operands once per block of rows or columns of the
+other, results once. On a GPU a second access may hit a cache; here it counts.
 """
 
 import numpy as np
@@ -150,6 +151,70 @@ def test_each_operand_moves_once(name, traffic):
         assert not traffic.times(traffic.loads, t).any()
     must = sum(t.numel() * t.element_size() for t in (*inputs, *results))
     assert traffic.total() == must + besides
+
+
+# Around products, with the tiles of sm_90: (operand, loads of each element); what is stored once.
+
+
+def attention():
+    q, k, v = r(3, 1, 200, 2, 64).unbind()
+    rest = (None, None, None, 200, 200, False, -1, -1, 0.125)
+    # 2 blocks of 128 queries
+    return [(q, 1), (k, 2), (v, 2)], kernels.host("attention")(q, k, v, *rest)
+
+
+def attention_backward():
+    grad, q, k, v, out = r(5, 1, 200, 2, 64).unbind()
+    lse = torch.zeros(1, 2, 200)
+    rest = (None, None, None, 200, 200, False, -1, -1, 0.125)
+    grads = kernels.host("attention_backward")(grad, None, q, k, v, out, lse, *rest)
+    # dq: 2 blocks of 128 queries; dk and dv: 2 blocks of 128 keys
+    return [(q, 1 + 2), (grad, 1 + 2), (out, 1), (k, 2 + 1), (v, 2 + 1), (lse, 1 + 2)], grads
+
+
+def patch_embed():
+    x, weight = r(2, 3, 24, 32), r(136, 3, 8, 8)
+    # 24 patches are 1 block of rows, 136 channels 2 of columns
+    return [(x, 2), (weight, 1)], (kernels.host("patch_embed")(x, weight, None, None),)
+
+
+def patch_embed_backward():
+    grad, x, weight = r(2, 12, 136), r(2, 3, 24, 32), r(136, 3, 8, 8)
+    call = kernels.host("patch_embed_backward")
+    dx, dweight, *_ = call(grad, x, weight, None, [True, True, False, False])
+    # 192 pixels of a patch: 3 blocks of 64 columns for dx; for the weight 2 of 128 by 2 of rows
+    return [(grad, 3 + 2), (weight, 1), (x, 2)], (dx, dweight)
+
+
+def mlp():
+    x, w1, w2 = r(200, 96), r(300, 96), r(136, 300)
+    rest = (None, None, None, "gelu", "none", 1e-6, 1, True)
+    # 2 blocks of 128 rows, 3 of 128 columns
+    return [(x, 3), (w1, 2), (w2, 2)], kernels.host("mlp")(x, None, w1, None, w2, *rest)
+
+
+def mlp_backward():
+    grad, x, z, w1, w2 = r(200, 136), r(200, 96), r(200, 300), r(300, 96), r(136, 300)
+    rest = (None, None, z, "gelu", "none", 1e-6, 1, [True] + [False] * 6)
+    dx, *_ = kernels.host("mlp_backward")(grad, x, None, w1, w2, *rest)
+    # 5 blocks of 64 columns
+    return [(grad, 5), (z, 1), (w2, 2), (w1, 2)], (dx,)
+
+
+PRODUCTS = (
+    attention, attention_backward, patch_embed, patch_embed_backward, mlp, mlp_backward,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("call", PRODUCTS, ids=lambda c: c.__name__)
+def test_operands_of_products_move_once_per_block(call, traffic):
+    inputs, results = call()
+    for t, times in inputs:
+        assert (traffic.times(traffic.loads, t) == times).all()
+        assert not traffic.times(traffic.stores, t).any()
+    for t in results:
+        assert (traffic.times(traffic.stores, t) == 1).all()
+        assert not traffic.times(traffic.loads, t).any()
 
 
 def test_a_second_load_is_seen(traffic):

@@ -4,8 +4,7 @@ One program per block of queries and head. Key blocks that nobody in the block s
 blocks that everybody sees carry no mask. Few queries against many keys (decoding) are split: each
 program takes SPLIT keys for all query heads of one key head, and a second kernel joins the parts.
 
-Share of the products spent on padding by head dimension: 72: 10 %, 59: 8 %, 112: 13 %, 40: 17 %;
-48, 80, 96, 160, 192: none; the others from 64 on at most a quarter.
+docs/triton.md says what share of the products padding is, by head dimension.
 Head dimensions over 512, other dtypes, a last stride that is not 1, and scale <= 0 are left out.
 """
 

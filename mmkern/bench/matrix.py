@@ -196,8 +196,8 @@ def table(evidence):
         )
     if ASCEND in columns:
         text += (
-            " On Ascend 910B: 2 compile within the chip's memories, 3 the lowered code of a sample "
-            "of cases runs right on the CPU, in float32 and bfloat16; none has run on an NPU."
+            " On Ascend 910B: 2 compile within the chip's memories, 3 the lowered code runs right "
+            "on the CPU, in float32 and bfloat16; none has run on an NPU."
         )
     if ASCENDC in columns:
         text += (
