@@ -91,11 +91,13 @@ def modulate_backward(stores: bool = True):
 
 
 def linear_tiling(
-    m, n, k, tile_m, tile_n, activation=0, saves=0, pos_rows=0, strides=None, turned=0, gradient=0
-) -> bytes:
+    m, n, k, tile_m, tile_n, activation=0, saves=0, pos_rows=0, strides=None, turned=0, gradient=0,
+    in_runs=0,
+) -> bytes:  # fmt: skip
     """As LinearTiling; strides are those of a and b, and without a bias where they are given."""
     sizes = (n, k, tile_m, tile_n, activation, int(strides is None), saves, int(pos_rows > 0))
-    return struct.pack("<3q10i2q", m, *(strides or (k, k)), *sizes, turned, gradient, pos_rows, n)
+    flags = (turned, gradient, in_runs, 0)
+    return struct.pack("<3q12i2q", m, *(strides or (k, k)), *sizes, *flags, pos_rows, n)
 
 
 def ring(blocks: int, tile_m: int, tile_n: int):
@@ -111,6 +113,24 @@ def linear(m: int = 65, n: int = 168, k: int = 328):
         empty(m, n),
         ring(2, 32, 144),
         linear_tiling(m, n, k, 32, 144, activation=1, saves=1),
+    ]
+
+
+def linear_normed(m: int = 70, members: int = 4, columns: int = 72, rows: int = 3):
+    """Several rows of tiles for each core, several depths, and a part that ends within one."""
+    n, k, stride = 168, members * columns, columns + 8
+    return [
+        values(1, m * members, stride),
+        values(2, columns),
+        values(3, columns),
+        values(4, n, k),
+        values(5, n),
+        empty(m, n),
+        empty(m, n),
+        empty(2 * 2 * 16, k, role="workspace"),
+        ring(2, 16, 144),
+        linear_tiling(m, n, k, 16, 144, activation=1, saves=1, in_runs=1),
+        struct.pack("<q6ifi", stride, columns, members, members, rows, 2, 1, 1e-5, 0),
     ]
 
 
@@ -264,6 +284,14 @@ CASES = {
         "modulate_backward.cpp", "mmkern_modulate_backward_float16", "aiv", 4, modulate_backward
     ),
     "linear": Case("mlp.cpp", "mmkern_linear_float16", "mix12", 2, linear),
+    "linear_normed_wide": Case(
+        "mlp.cpp",
+        "mmkern_linear_normed_float16",
+        "mix12",
+        2,
+        partial(linear_normed, 20, 1, 800, 8),
+    ),
+    "linear_normed": Case("mlp.cpp", "mmkern_linear_normed_float16", "mix12", 2, linear_normed),
     "linear_backward": Case(
         "linear_backward.cpp", "mmkern_linear_backward_float16", "mix12", 2, linear_backward
     ),
