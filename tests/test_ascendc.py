@@ -146,7 +146,7 @@ def test_norm_inside_the_linear_layer(case):
     assert torch.equal(early[0], got)
 
 
-APART = {"no_room": (2, _normed("", 3, 6400, 256)), "slower": (24, _normed("", 128, 4096, 24))}
+APART = {"no_room": (2, _normed("", 3, 6400, 256)), "slower": (24, _normed("", 256, 2400, 24, 4))}
 
 
 @pytest.mark.parametrize("name", APART)
