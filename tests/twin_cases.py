@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from twin_run import Library, Report, aligned, copied
+from twin_run import Library, aligned, copied
 
 HALF, FLOAT = np.float16, np.float32
 
@@ -21,17 +21,23 @@ class Case:
     kernel: str
     type: str
     blocks: int
-    arguments: object  # a function without parameters: what Library.run takes
+    arguments: object  # a function without parameters: what Library.run takes; or several
 
-    def run(self, library: Library, kernel: str = "", **options) -> tuple[Report, list[bytes]]:
-        """The report, and the bytes of every output. `kernel` stands in for the case's own."""
-        arguments = self.arguments()
-        name = kernel or self.kernel
-        report = library.run(name, *arguments, type=self.type, blocks=self.blocks, **options)
-        outputs = [
-            a[1].tobytes() for a in arguments if isinstance(a, tuple) and a[0] in ("out", "inout")
-        ]
-        return report, outputs
+    def run(self, library: Library, kernel: str = "", **options) -> tuple[set[str], list[bytes]]:
+        """The rules broken, and the bytes of every output. `kernel` stands in for the case's."""
+        rules, outputs = set(), []
+        for make in self.arguments if isinstance(self.arguments, tuple) else (self.arguments,):
+            arguments = make()
+            report = library.run(
+                kernel or self.kernel, *arguments, type=self.type, blocks=self.blocks, **options
+            )
+            rules |= report.rules
+            outputs += [
+                a[1].tobytes()
+                for a in arguments
+                if isinstance(a, tuple) and a[0] in ("out", "inout")
+            ]
+        return rules, outputs
 
 
 def values(seed: int, *shape: int, dtype=HALF) -> tuple[str, np.ndarray]:
@@ -134,8 +140,7 @@ def linear_normed(m: int = 70, members: int = 4, columns: int = 72, rows: int = 
     ]
 
 
-def linear_backward():
-    m, n, k = 65, 168, 328
+def linear_backward(activation: int = 1, m: int = 65, n: int = 168, k: int = 328):
     return [
         values(1, m, k),
         values(2, k, n),
@@ -143,7 +148,7 @@ def linear_backward():
         empty(m, n),
         empty(m, n),
         ring(2, 64, 144),
-        linear_tiling(m, n, k, 64, 144, activation=1, saves=1, strides=(k, n), gradient=1),
+        linear_tiling(m, n, k, 64, 144, activation, saves=1, strides=(k, n), gradient=1),
     ]
 
 
@@ -294,6 +299,13 @@ CASES = {
     "linear_normed": Case("mlp.cpp", "mmkern_linear_normed_float16", "mix12", 2, linear_normed),
     "linear_backward": Case(
         "linear_backward.cpp", "mmkern_linear_backward_float16", "mix12", 2, linear_backward
+    ),
+    "linear_backward_others": Case(
+        "linear_backward.cpp",
+        "mmkern_linear_backward_float16",
+        "mix12",
+        2,
+        tuple(partial(linear_backward, activation, 20, 40, 24) for activation in (2, 3, 4, 5)),
     ),
     "linear_turned": Case(
         "linear_backward.cpp", "mmkern_linear_backward_float16", "mix12", 2, linear_turned
