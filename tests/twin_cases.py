@@ -217,15 +217,13 @@ def attention_backward_tiling(block_queries: int, block_keys: int, kinds: int) -
     """The bytes of a core's ring, and the tiling: causal, two heads that share keys and values."""
     tile, held = block_queries * block_keys, min(block_queries, block_keys)
     ring = tile * (3 * 2 * 4 + 3 * kinds * 2) + 3 * (up(DIM, 16) + up(DIM_V, 16)) * held * 4
-    rows = (2 * DIM, DIM, DIM_V, 2 * DIM_V)
     strides = [
-        x for row, dim in zip(rows, (DIM, DIM, DIM_V, DIM_V), strict=True) for x in (0, row, dim)
+        x for row, dim in ((2 * DIM, DIM), (DIM, DIM), (DIM_V, DIM_V)) for x in (0, row, dim)
     ]
     sizes = (1, 2, 1, QUERIES, KEYS, QUERIES, DIM, DIM_V, -1, 0, 0, 0)
+    problem = struct.pack("<11q12ifi", *strides, 0, ring, *sizes, DIM**-0.5, block_keys)
     piece = 32
-    return ring, struct.pack(
-        "<14q12if3i", *strides, 0, ring, *sizes, DIM**-0.5, block_queries, block_keys, piece
-    )
+    return ring, problem + struct.pack("<3q2i", 0, 2 * DIM_V, DIM_V, block_queries, piece)
 
 
 QUERIES, KEYS, DIM, DIM_V = 100, 90, 40, 24
