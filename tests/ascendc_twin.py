@@ -1,15 +1,12 @@
 """Builds the AscendC kernels and their host code on the twin, and runs mmkern's ops on them.
 
-The library is compiled as the first test asks for it, in half a minute to a minute, into build/.
+The library is compiled as the first test asks for it, which takes about a minute, into build/.
 """
 
 import fcntl
 import functools
 import importlib
 import json
-import os
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import torch
@@ -29,29 +26,6 @@ RAW_OPS = (
 )  # fmt: skip
 
 
-#: what of torch the host code includes: most of the time that a file of it would compile
-HEADERS = (
-    "torch/library.h", "ATen/Parallel.h", "ATen/TensorOperators.h",
-    "ATen/core/dispatch/Dispatcher.h", "ATen/ops/empty.h", "ATen/ops/zeros.h",
-)  # fmt: skip
-FLAGS = ["-std=c++20", "-O2", "-g0"]
-
-
-def _precompiled(folder):
-    """A header with HEADERS, compiled with the flags of the sources, else it is read as text."""
-    header = folder / f"torch_{torch.__version__}.h"
-    compiled, part = Path(f"{header}.gch"), folder / "part.gch"
-    if not compiled.exists():
-        header.write_text("".join(f"#include <{name}>\n" for name in HEADERS))
-        command = [os.environ.get("CXX", "c++"), "-x", "c++-header", "-fPIC", *FLAGS]
-        command += ["-DTORCH_EXTENSION_NAME=mmkern_ascendc_twin", "-DTORCH_API_INCLUDE_EXTENSION_H"]
-        paths = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-        command += [word for path in paths for word in ("-isystem", path)]
-        subprocess.run([*command, str(header), "-o", str(part)], check=True)
-        part.replace(compiled)
-    return header
-
-
 @functools.cache
 def ops():
     """The namespace of the ops that run on the twin; builds their library where it is not."""
@@ -66,7 +40,7 @@ def ops():
             "mmkern_ascendc_twin",
             [str(ROOT / f"csrc/ascendc/{name}.cpp") for name in SOURCES],
             extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "csrc/ascendc/twin")],
-            extra_cflags=[*FLAGS, "-include", str(_precompiled(folder))],
+            extra_cflags=["-std=c++20", "-O2", "-g0"],
             build_directory=str(folder),
             is_python_module=False,
         )

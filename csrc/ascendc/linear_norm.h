@@ -11,6 +11,9 @@ namespace mmkern::ascendc {
 // all cores is 20 us by CANN's guide (performance analysis), for Atlas A2.
 constexpr double kNormCycles = 0.16, kEpilogueCycles = 0.36, kHbmBytes = 889, kLaunchCycles = 36000;
 
+// Rows that pass from the vector cores to the cube cores are to stay in L2, whose half this is.
+constexpr int64_t kMostRingBytes = int64_t{96} << 20;
+
 struct NormedLinear {
   LinearTiling linear;
   NormTiling norm;
@@ -36,6 +39,11 @@ inline double separate_cycles(LinearTiling t) {
   return kLaunchCycles + static_cast<double>(t.m) * t.k * element + choose_tiles(t);
 }
 
+// Elements of the ring of rows: two rows of tiles for each cube core.
+inline int64_t row_ring_of(const LinearTiling& t) {
+  return int64_t{blocks_of(t)} * 2 * t.tile_m * t.k;
+}
+
 // The most rows at once for which a vector core has room beside the epilogue; false if for none.
 inline bool choose_rows(NormTiling& n, const LinearTiling& t) {
   const int64_t piece = kEpilogueRows * std::min<int64_t>(align_up(t.tile_n, 16), kPieceN);
@@ -54,7 +62,7 @@ inline bool choose_rows(NormTiling& n, const LinearTiling& t) {
 }
 
 // The kernel that normalises too, for the rows of x, of which `members` are one of t's; nothing if
-// it does not take them, or a launch more is done first.
+// it does not take them, or a launch more is faster.
 inline std::optional<NormedLinear> fold_norm(LinearTiling t, const Tensor& x,
                                              const OptionalTensor& weight,
                                              const OptionalTensor& bias, std::string_view norm,
@@ -74,7 +82,8 @@ inline std::optional<NormedLinear> fold_norm(LinearTiling t, const Tensor& x,
   t.in_runs = 1;
   const double cycles =
       choose_tiles(t, [&](const LinearTiling& tiles) { return normed_cycles(tiles, n); });
-  if (cycles > separate_cycles(t) || !choose_rows(n, t)) return {};
+  const bool in_l2 = row_ring_of(t) * 2 <= kMostRingBytes;
+  if (!in_l2 || cycles > separate_cycles(t) || !choose_rows(n, t)) return {};
   return NormedLinear{t, n};
 }
 

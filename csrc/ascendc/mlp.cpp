@@ -61,7 +61,7 @@ Layer linear_normed(const NormedLinear& plan, const Tensor& x, const OptionalTen
   const Layer layer(t, x);
   const Tensor ring = ring_of(t, x);
   const uint32_t blocks = blocks_of(t);
-  const Tensor rows = at::empty({int64_t{blocks} * 2 * t.tile_m, t.k}, x.options());
+  const Tensor rows = at::empty({row_ring_of(t)}, x.options());
   const bool bfloat16 = is_bfloat16(x);
   submit(
       {"linear_normed",

@@ -24,7 +24,7 @@ __aicore__ inline void CastRows(LocalTensor<To> dst, LocalTensor<From> src, int3
   VectorBarrier();
 }
 
-// What the vector cores do before the epilogue of a tile, where its rows are ready in memory.
+// What the vector cores do before the epilogue of a tile: nothing, where its rows lie in memory.
 struct NoRows {
   __aicore__ inline void Before(const GemmTile&) {}
   __aicore__ inline void End() {}
