@@ -128,9 +128,12 @@ std::tuple<Tensor, Tensor> mlp(const Tensor& x, const OptionalTensor& rows, cons
                      is_vector(b1, x) && is_vector(b2, x);
   std::optional<Layer> first;
   if (taken) {
-    const int64_t m = x.numel() / w1.size(1);
-    first = first_layer(describe(m, w1, b1, activation_of(activation), save), x, rows, w1, b1,
-                        norm_weight, norm_bias, norm, eps, merge);
+    const int64_t elements = rows.has_value() ? rows->numel() * x.size(-1) : x.numel();
+    const int64_t m = elements / w1.size(1);
+    if (m > 0) {
+      first = first_layer(describe(m, w1, b1, activation_of(activation), save), x, rows, w1, b1,
+                          norm_weight, norm_bias, norm, eps, merge);
+    }
   }
   if (!first) {
     return reference<std::tuple<Tensor, Tensor>>("mmkern::mlp", x, rows, w1, b1, w2, b2,
