@@ -52,12 +52,20 @@ triton-oldest: $(OLDEST)/installed ## the Triton kernels with torch 2.11 and Tri
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --small
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --part times --match vit_l16 --output out/oldest.json
 
-# The twin of AscendC needs a C++ compiler alone.
-.PHONY: twin-tests twin-check twin-examples
-twin-tests: $(VENV)/installed ## the AscendC twin: instructions, rules, faults planted in the kernels
-	$(BIN)/python -m pytest -q $(wildcard tests/test_twin*.py)
+# Each is one core's work for the most part, so twin-check runs two at a time. A process of its own for
+# the ops, because their first test compiles the kernels and the twin.
+.PHONY: twin-check twin-tests twin-faults twin-ops twin-examples
+twin-check: $(VENV)/installed ## all that runs the AscendC kernels on the CPU, on a twin of their API
+	@$(MAKE) --no-print-directory -j2 --output-sync twin-faults twin-ops twin-tests
+
+twin-ops: $(VENV)/installed ## the ops on the AscendC kernels, by the accuracy rule
+	$(BIN)/python -m pytest tests/test_ascendc.py -q --durations=5
+
+twin-faults: $(VENV)/installed ## faults planted in the AscendC kernels, each to be caught
 	$(BIN)/python tests/twin_mutations.py
-twin-check: twin-tests
+
+twin-tests: $(VENV)/installed ## the AscendC twin itself: instructions, rules
+	$(BIN)/python -m pytest -q $(wildcard tests/test_twin*.py)
 
 twin-examples: $(VENV)/installed ## public AscendC examples on the twin: make twin-examples DEVKIT=<checkout of asc-devkit>
 	$(BIN)/python benchmarks/twin_examples.py $(DEVKIT)
@@ -72,11 +80,7 @@ gpu-gate-full: $(VENV)/installed ## the same for all four
 	$(BIN)/python benchmarks/gpu_launches.py --check
 	$(BIN)/python benchmarks/gpu_gate.py --check
 
-# A process of its own, because the first test compiles the kernels and the twin for a minute or two.
-.PHONY: twin-check ascendc-headers
-twin-check: $(VENV)/installed ## the AscendC kernels on the CPU, on a twin of their API
-	$(BIN)/python -m pytest tests/test_ascendc.py -q --durations=5
-
+.PHONY: ascendc-headers
 ascendc-headers: $(VENV)/installed ## type-check the AscendC kernels: make ascendc-headers DEVKIT=<checkout of asc-devkit>
 	$(BIN)/python benchmarks/ascendc_headers.py $(or $(DEVKIT),$(error set DEVKIT to a checkout of asc-devkit))
 

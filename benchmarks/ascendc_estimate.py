@@ -61,6 +61,11 @@ def _runs(ops):
         args = (q, None, q, q, q, q, lse, *none, 0, 0, False, -1, -1, dim**-0.5)
         return lambda: ops.attention_backward(*args)
 
+    def projector(norm):
+        x, w1, weights = _randn(512, 1280), _randn(1792, 5120), affine if norm else [None] * 2
+        args = (x, None, w1, _randn(1792), _randn(16, 1792), None, *weights, "gelu")
+        return lambda: ops.mlp(*args, "layer" if norm else "none", 1e-6, 2, False)
+
     gradients, wide_gradients = attention_backward(1024, 1, 64), attention_backward(1024, 1, 128)
 
     return {
@@ -75,7 +80,7 @@ def _runs(ops):
             ),
         ),
         "modulate, norm": (
-            "LayerNorm, weight, bias, as mlp has it; 64 tokens of 1280",
+            "LayerNorm, weight, bias, before a linear layer; 64 tokens of 1280",
             lambda: ops.modulate(_randn(64, 1280), *none, None, *affine, "layer", 1e-6),
         ),
         "patch_embed": (
@@ -91,6 +96,10 @@ def _runs(ops):
                 False,
             ),
         ),
+        "linear, merged": (
+            "bias, GELU; 128 rows of 4 x 1280, merged, to 1792", projector(norm=False)
+        ),
+        "linear_normed": ("the same with LayerNorm, weight, bias inside", projector(norm=True)),
         "linear_backward": (
             "GELU' and GELU besides; 512 rows of 1024 to 1152", backward(512, 16, c, 1024, 3)
         ),

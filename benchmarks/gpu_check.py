@@ -33,7 +33,7 @@ from accuracy import (  # noqa: E402
     forward,
     gradients,
 )
-from gpu_times import Cuda, Host, backend_of, copy_speed, times  # noqa: E402
+from gpu_times import Host, backend_of, copy_speed, on_cuda, times  # noqa: E402
 
 import mmkern  # noqa: E402
 from mmkern import cases, library  # noqa: E402
@@ -42,16 +42,22 @@ RESULTS = ROOT / "benchmarks/results/gpu.json"
 PARTS = ("correctness", "sanitizer", "times")
 
 
-def environment():
-    """What the numbers depend on."""
-    found = {
+def of_any_device():
+    """What the numbers depend on, whatever they were measured on."""
+    return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
         "mmkern": mmkern.__version__,
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
         "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+    }
+
+
+def environment():
+    """What the numbers depend on."""
+    found = of_any_device() | {
+        "cuda": torch.version.cuda,
         "driver": _output(
             "nvidia-smi", "--query-gpu=name,driver_version,power.limit,clocks.max.sm",
             "--format=csv,noheader",
@@ -134,6 +140,13 @@ def judged(result, rows):
     return result | {"rows": rows, "targets": gpu_targets.verdicts(rows, result["copy_gbps"])}
 
 
+def is_wrong(result):
+    """Whether a result has a failure."""
+    wrong = bool(result.get("correctness", {}).get("failures"))
+    wrong |= bool(result.get("sanitizer", {}).get("returncode"))
+    return wrong | any("mmkern" in row["errors"] for row in result.get("rows", ()))
+
+
 def write(path, result):
     """Replace the file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +178,7 @@ def main():
     if missing and not args.rehearse:
         print(f"gpu_check: the Triton kernels do not serve here: {missing}")
         return 1
-    clock = Host() if args.rehearse else Cuda()
+    clock = Host() if args.rehearse else on_cuda()
     ops = args.op or sorted(library.OPS)
     if args.small:
         found = correctness(ops, clock.name, small=True)
@@ -190,10 +203,7 @@ def main():
     result = judged(result, result.get("rows", []))
     write(args.output, result)
     gpu_targets.show(result["targets"])
-    wrong = bool(result.get("correctness", {}).get("failures"))
-    wrong |= bool(result.get("sanitizer", {}).get("returncode"))
-    wrong |= any("mmkern" in row["errors"] for row in result.get("rows", ()))
-    return int(wrong)
+    return int(is_wrong(result))
 
 
 if __name__ == "__main__":

@@ -23,19 +23,17 @@ SECONDS, FEWEST, MOST = 0.3, 5, 50
 KEEPING = ("eager", "mmkern")
 
 
-class Cuda:
-    """Times launches on the device."""
+class Launches:
+    """Times launches on a device by its events: "cuda" or "npu"."""
 
-    name = "cuda"
-
-    def __init__(self):
-        properties = torch.cuda.get_device_properties(0)
-        # large enough that writing it outlasts the host's part of a call
-        size = max(4 * properties.L2_cache_size, 1 << 29)
-        self.cache = torch.empty(size, dtype=torch.int8, device="cuda")
+    def __init__(self, name, cache):
+        self.name = name
+        self.event = getattr(torch, name).Event
+        # more bytes than L2 has, and so many that writing them outlasts the host's part of a call
+        self.cache = torch.empty(cache, dtype=torch.int8, device=name)
 
     def seconds(self, call):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (self.event(enable_timing=True) for _ in range(2))
         # also keeps the device busy while the host enqueues the call
         self.cache.zero_()
         begin.record()
@@ -43,6 +41,16 @@ class Cuda:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
+
+
+def on_cuda():
+    """The clock of a CUDA device."""
+    return Launches("cuda", max(4 * torch.cuda.get_device_properties(0).L2_cache_size, 1 << 29))
+
+
+def on_npu():
+    """The clock of an Ascend NPU; the 910B family has at most 192 MiB of L2."""
+    return Launches("npu", 1 << 29)
 
 
 class Host:
@@ -199,14 +207,14 @@ def times_of(case, dtype, backward, clock, peers=gpu_shapes.peers):
     }  # fmt: skip
 
 
-def times(chosen, clock, keep):
+def times(chosen, clock, keep, peers=gpu_shapes.peers):
     """Rows of every case, forward and backward, in bfloat16; ``keep`` is called after each."""
     rows = []
     for case in chosen:
         for backward in (False, True):
             try:
                 with gpu_shapes.fresh_compiler():
-                    row = times_of(case, torch.bfloat16, backward, clock)
+                    row = times_of(case, torch.bfloat16, backward, clock, peers)
             except Exception as error:  # out of memory, say: the other rows are still of use
                 row = {"op": case.op, "function": case.function, "name": case.name}
                 row["contestants"] = {}

@@ -10,11 +10,8 @@ if there is no NPU.
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -28,25 +25,6 @@ import gpu_times  # noqa: E402
 
 from mmkern import library  # noqa: E402
 from mmkern.bench import eager  # noqa: E402
-
-
-class Npu:
-    """Times launches on the device."""
-
-    name = "npu"
-
-    def __init__(self):
-        # more than any L2 of the 910B family holds
-        self.cache = torch.empty(512 << 20, dtype=torch.int8, device="npu")
-
-    def seconds(self, call):
-        begin, end = (torch.npu.Event(enable_timing=True) for _ in range(2))
-        self.cache.zero_()
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
 
 
 def _attention(q, k, v, causal=False, cu_seqlens_q=None, cu_seqlens_k=None, **_):
@@ -126,11 +104,7 @@ def environment():
     """What the numbers depend on."""
     import torch_npu
 
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(sys.argv),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+    return gpu_check.of_any_device() | {
         "torch_npu": torch_npu.__version__,
         "cann": os.environ.get("ASCEND_HOME_PATH"),
         "device": torch.npu.get_device_name(0),
@@ -153,20 +127,15 @@ def main():
     ops = args.op or sorted(library.OPS)
     result = {"schema": "mmkern-npu/1", "environment": environment()}
     result["correctness"] = gpu_check.correctness(ops, "npu")
-    result["rows"] = rows = []
     gpu_check.write(args.output, result)
-    clock = Npu()
-    for case in gpu_shapes.CASES:
-        if case.op not in ops or args.match not in case.id:
-            continue
-        for backward in (False, True):
-            row = gpu_times.times_of(case, torch.bfloat16, backward, clock, peers)
-            rows.append(row)
-            gpu_check.write(args.output, result)
-            times = ", ".join(f"{n} {v['ms']:.3f}" for n, v in row["contestants"].items())
-            print(f"  {case.id} {row['pass']}: {times} ms {json.dumps(row['errors'])}", flush=True)
-    wrong = result["correctness"]["failures"] or any("mmkern" in row["errors"] for row in rows)
-    return int(bool(wrong))
+    chosen = [c for c in gpu_shapes.CASES if c.op in ops and args.match in c.id]
+
+    def keep(rows):
+        gpu_check.write(args.output, result | {"rows": rows})
+
+    result["rows"] = gpu_times.times(chosen, gpu_times.on_npu(), keep, peers)
+    gpu_check.write(args.output, result)
+    return int(gpu_check.is_wrong(result))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,26 @@ def _layers(rows, width):
     return {"x": T((rows, width)), **weights, "b1": T((width,)), "b2": T((width,))}
 
 
+def _normed(name, rows, width, outputs, merge=1, *, norm="layer", offset=0.0):
+    """Both linear layers behind a norm of rows whose mean may be far from 0."""
+    wide = merge * merge * width
+    return Case(
+        "mlp", name,
+        {
+            "x": T((rows, width), offset=offset), "w1": T((outputs, wide), scale=wide**-0.5),
+            "b1": T((outputs,)), "w2": T((16, outputs), scale=outputs**-0.5), "b2": None,
+            "norm": norm, "norm_weight": T((width,)), "norm_bias": T((width,)), "merge": merge,
+        },
+    )  # fmt: skip
+
+
+#: several rows of tiles for a core, in both kinds of parts; rows that take the memory of one buffer
+NORMED = [
+    _normed("rows_of_tiles", 900, 40, 40, offset=30.0),
+    _normed("parts", 1200, 40, 300, 2, offset=30.0),
+    _normed("one_part", 900, 24, 20, 3, norm="rms"),
+    _normed("wide_rows", 20, 4096, 24),
+]
 #: what takes several blocks of a head, several depths of a turned operand, several groups of rows
 LARGE = [
     _qkv("several_blocks_causal", 300, 4, 2, 128, causal=True),
@@ -114,6 +134,28 @@ def test_gradients_of_several_blocks(case):
     cotangent = cotangents(forward(mmkern.reference, case, kwargs))
     late_ones = late(lambda: gradients(mmkern, case, kwargs, cotangent))
     assert all(torch.equal(early[name], late_ones[name]) for name in case.differentiable())
+
+
+@pytest.mark.parametrize("case", NORMED, ids=lambda c: c.id)
+def test_norm_inside_the_linear_layer(case):
+    """One kernel normalises and multiplies, with pipes early and late."""
+    kwargs = case.make(torch.bfloat16)
+    early = check_forward(case, kwargs)
+    assert [report["kernel"] for report in reports()] == ["linear_normed", "linear"]
+    (got,) = late(lambda: forward(mmkern, case, kwargs))
+    assert torch.equal(early[0], got)
+
+
+APART = {"no_room": (2, _normed("", 3, 6400, 256)), "slower": (24, _normed("", 256, 2400, 24, 4))}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_norm_by_a_launch_of_its_own(name):
+    """Where a vector core has no room for a row, and where few wide rows would be waited for."""
+    cores, case = APART[name]
+    ascendc_twin.ops().configure(cores, False, 0)
+    check_gradients(case, case.make(torch.bfloat16))
+    assert [report["kernel"] for report in reports()][:3] == ["modulate", "linear", "linear"]
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (1, 40, 2, 24)], ids=["mlp", "attention"])

@@ -1,4 +1,4 @@
-"""The AscendC twin's cube core, and what leaves L0C, against plain loops."""
+"""The AscendC twin's cube core and what leaves L0C against plain loops, pipes early and late."""
 
 import struct
 
@@ -51,7 +51,7 @@ def multiply(
     value = struct.pack(
         "<11i4xQ", m, n, k, nk, k_step or k, bias, relu, nz, add, how, unfolds, scale
     )
-    report = library("cube").run(
+    report = library("cube").run_early_and_late(
         kernel,
         ("inout" if add else "out", out),
         ("in", encoded(a, source)),
@@ -122,7 +122,9 @@ def test_transposed_square():
     generator = np.random.default_rng(0)
     a, b = (copied(generator.integers(-3, 4, (16, 16)).astype(np.float16)) for _ in range(2))
     out = aligned((16, 16), np.float32)
-    clean(library("cube").run("square", ("out", out), ("in", a), ("in", b), type="aic"))
+    clean(
+        library("cube").run_early_and_late("square", ("out", out), ("in", a), ("in", b), type="aic")
+    )
     assert np.array_equal(out, a.astype(np.float32) @ b.astype(np.float32))
 
 
@@ -144,7 +146,7 @@ def test_a_matrix_unfolded_into_l0a(turn):
     x = copied(np.random.default_rng(0).integers(-99, 99, (32, 32)).astype(np.float16))
     out, one = aligned((32, 32), np.float32), copied(np.eye(32, dtype=np.float16))
     value = struct.pack("<i", turn)
-    report = library("cube").run(
+    report = library("cube").run_early_and_late(
         "unfolded", ("out", out), ("in", x), ("in", one), value, type="aic"
     )
     clean(report)

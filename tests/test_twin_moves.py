@@ -1,4 +1,4 @@
-"""The AscendC twin's copies against plain loops."""
+"""The AscendC twin's copies against plain loops, with pipes early and late."""
 
 import struct
 
@@ -19,7 +19,7 @@ def move(kernel, *arrays, count=1, length=0, src_gap=0, dst_gap=0, left=0, right
     value = struct.pack(
         "<7if", count, length, src_gap, dst_gap, left, right, pad is not None, pad or 0.0
     )
-    return library("moves").run(kernel, *arrays, value)
+    return library("moves").run_early_and_late(kernel, *arrays, value)
 
 
 def clean(report):
@@ -147,7 +147,7 @@ def test_nd_to_nz(name, fields):
             for c in range(-(-columns // c0) * c0):
                 at = i * dst_matrix + (c // c0 * c0_stride + r * n_stride) * c0 + c % c0
                 want[at] = x[i * matrix + r * row + c] if c < columns else 0
-    report = library("moves").run(
+    report = library("moves").run_early_and_late(
         f"nz_{name}", ("out", out), ("in", x), struct.pack("<8i", *fields), type="aic"
     )
     clean(report)

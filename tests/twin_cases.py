@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from twin_run import Library, Report, aligned, copied
+from twin_run import Library, aligned, copied
 
 HALF, FLOAT = np.float16, np.float32
 
@@ -21,17 +21,23 @@ class Case:
     kernel: str
     type: str
     blocks: int
-    arguments: object  # a function without parameters: what Library.run takes
+    arguments: object  # a function without parameters: what Library.run takes; or several
 
-    def run(self, library: Library, kernel: str = "", **options) -> tuple[Report, list[bytes]]:
-        """The report, and the bytes of every output. `kernel` stands in for the case's own."""
-        arguments = self.arguments()
-        name = kernel or self.kernel
-        report = library.run(name, *arguments, type=self.type, blocks=self.blocks, **options)
-        outputs = [
-            a[1].tobytes() for a in arguments if isinstance(a, tuple) and a[0] in ("out", "inout")
-        ]
-        return report, outputs
+    def run(self, library: Library, kernel: str = "", **options) -> tuple[set[str], list[bytes]]:
+        """The rules broken, and the bytes of every output. `kernel` stands in for the case's."""
+        rules, outputs = set(), []
+        for make in self.arguments if isinstance(self.arguments, tuple) else (self.arguments,):
+            arguments = make()
+            report = library.run(
+                kernel or self.kernel, *arguments, type=self.type, blocks=self.blocks, **options
+            )
+            rules |= report.rules
+            outputs += [
+                a[1].tobytes()
+                for a in arguments
+                if isinstance(a, tuple) and a[0] in ("out", "inout")
+            ]
+        return rules, outputs
 
 
 def values(seed: int, *shape: int, dtype=HALF) -> tuple[str, np.ndarray]:
@@ -91,11 +97,13 @@ def modulate_backward(stores: bool = True):
 
 
 def linear_tiling(
-    m, n, k, tile_m, tile_n, activation=0, saves=0, pos_rows=0, strides=None, turned=0, gradient=0
-) -> bytes:
+    m, n, k, tile_m, tile_n, activation=0, saves=0, pos_rows=0, strides=None, turned=0, gradient=0,
+    in_runs=0,
+) -> bytes:  # fmt: skip
     """As LinearTiling; strides are those of a and b, and without a bias where they are given."""
     sizes = (n, k, tile_m, tile_n, activation, int(strides is None), saves, int(pos_rows > 0))
-    return struct.pack("<3q10i2q", m, *(strides or (k, k)), *sizes, turned, gradient, pos_rows, n)
+    flags = (turned, gradient, in_runs, 0)
+    return struct.pack("<3q12i2q", m, *(strides or (k, k)), *sizes, *flags, pos_rows, n)
 
 
 def ring(blocks: int, tile_m: int, tile_n: int):
@@ -114,8 +122,25 @@ def linear(m: int = 65, n: int = 168, k: int = 328):
     ]
 
 
-def linear_backward():
-    m, n, k = 65, 168, 328
+def linear_normed(m: int = 70, members: int = 4, columns: int = 72, rows: int = 3):
+    """Several rows of tiles for each core, several depths, and a part that ends within one."""
+    n, k, stride = 168, members * columns, columns + 8
+    return [
+        values(1, m * members, stride),
+        values(2, columns),
+        values(3, columns),
+        values(4, n, k),
+        values(5, n),
+        empty(m, n),
+        empty(m, n),
+        empty(2 * 2 * 16, k, role="workspace"),
+        ring(2, 16, 144),
+        linear_tiling(m, n, k, 16, 144, activation=1, saves=1, in_runs=1),
+        struct.pack("<q6ifi", stride, columns, members, members, rows, 2, 1, 1e-5, 0),
+    ]
+
+
+def linear_backward(activation: int = 1, m: int = 65, n: int = 168, k: int = 328):
     return [
         values(1, m, k),
         values(2, k, n),
@@ -123,7 +148,7 @@ def linear_backward():
         empty(m, n),
         empty(m, n),
         ring(2, 64, 144),
-        linear_tiling(m, n, k, 64, 144, activation=1, saves=1, strides=(k, n), gradient=1),
+        linear_tiling(m, n, k, 64, 144, activation, saves=1, strides=(k, n), gradient=1),
     ]
 
 
@@ -192,15 +217,13 @@ def attention_backward_tiling(block_queries: int, block_keys: int, kinds: int) -
     """The bytes of a core's ring, and the tiling: causal, two heads that share keys and values."""
     tile, held = block_queries * block_keys, min(block_queries, block_keys)
     ring = tile * (3 * 2 * 4 + 3 * kinds * 2) + 3 * (up(DIM, 16) + up(DIM_V, 16)) * held * 4
-    rows = (2 * DIM, DIM, DIM_V, 2 * DIM_V)
     strides = [
-        x for row, dim in zip(rows, (DIM, DIM, DIM_V, DIM_V), strict=True) for x in (0, row, dim)
+        x for row, dim in ((2 * DIM, DIM), (DIM, DIM), (DIM_V, DIM_V)) for x in (0, row, dim)
     ]
     sizes = (1, 2, 1, QUERIES, KEYS, QUERIES, DIM, DIM_V, -1, 0, 0, 0)
+    problem = struct.pack("<11q12ifi", *strides, 0, ring, *sizes, DIM**-0.5, block_keys)
     piece = 32
-    return ring, struct.pack(
-        "<14q12if3i", *strides, 0, ring, *sizes, DIM**-0.5, block_queries, block_keys, piece
-    )
+    return ring, problem + struct.pack("<3q2i", 0, 2 * DIM_V, DIM_V, block_queries, piece)
 
 
 QUERIES, KEYS, DIM, DIM_V = 100, 90, 40, 24
@@ -264,8 +287,23 @@ CASES = {
         "modulate_backward.cpp", "mmkern_modulate_backward_float16", "aiv", 4, modulate_backward
     ),
     "linear": Case("mlp.cpp", "mmkern_linear_float16", "mix12", 2, linear),
+    "linear_normed_wide": Case(
+        "mlp.cpp",
+        "mmkern_linear_normed_float16",
+        "mix12",
+        2,
+        partial(linear_normed, 20, 1, 800, 8),
+    ),
+    "linear_normed": Case("mlp.cpp", "mmkern_linear_normed_float16", "mix12", 2, linear_normed),
     "linear_backward": Case(
         "linear_backward.cpp", "mmkern_linear_backward_float16", "mix12", 2, linear_backward
+    ),
+    "linear_backward_others": Case(
+        "linear_backward.cpp",
+        "mmkern_linear_backward_float16",
+        "mix12",
+        2,
+        tuple(partial(linear_backward, activation, 20, 40, 24) for activation in (2, 3, 4, 5)),
     ),
     "linear_turned": Case(
         "linear_backward.cpp", "mmkern_linear_backward_float16", "mix12", 2, linear_turned

@@ -4,8 +4,8 @@ A fault is caught by the twin when a run has a finding, and by the numbers when 
 from the sound kernel's in any bit, with pipes early or late. Whether the sound kernels are right is
 what `make twin-check` holds against the reference. Exits with 1 where a fault escaped.
 
-To compile the twin once for many faults, the copies of a kernel share a translation unit, each in a
-namespace of its own.
+To compile the twin once for many faults, the copies of a source share a translation unit, each in a
+namespace of its own, with no kernel but that of its case.
 """
 
 import argparse
@@ -26,12 +26,21 @@ from twin_run import ROOT, Library, compiled
 KERNELS = ROOT / "kernels" / "ascendc"
 RUNS = ({}, {"lazy": True, "order": 3})
 CPU_S, WALL_S = 120, 900  # a loaded machine may keep a run waiting for long
-LEAST = 130  # faults, or some were dropped
-COPIES = 12  # of a kernel in one translation unit
-SOUND = "sound"
+LEAST = 165  # faults, or some were dropped
+COPIES = 16  # of a source in one translation unit
+NAMES = {case.kernel for case in CASES.values()}
 
 
-def flattened(file: str, sources: dict[str, str], seen: set[str]) -> str:
+def is_of_another(line: str, kernel: str) -> bool:
+    """Whether the line makes a kernel other than this one, of another name or type."""
+    made = re.match(r"MMKERN_(\w+)\(\w+, (\w+)\)$", line)
+    if not made:
+        return False
+    name = f"mmkern_{made[1].lower()}_{made[2]}"
+    return made[2] != "float16" or (name in NAMES and name != kernel)
+
+
+def flattened(file: str, kernel: str, sources: dict[str, str], seen: set[str]) -> str:
     """A source with the project's includes in their places, each once, under their own names."""
     if file in seen:
         return ""
@@ -40,17 +49,19 @@ def flattened(file: str, sources: dict[str, str], seen: set[str]) -> str:
     for number, line in enumerate(sources[file].split("\n"), 1):
         include = re.match(r'#include "([^"]+)"', line)
         if include and include[1] in sources:
-            lines += [flattened(include[1], sources, seen), f'#line {number + 1} "{file}"']
-        elif line != "#pragma once" and "bfloat16_t, bfloat16)" not in line:
+            lines.append(flattened(include[1], kernel, sources, seen))
+            lines.append(f'#line {number + 1} "{file}"')
+        elif line != "#pragma once" and not is_of_another(line, kernel):
             lines.append(line)
     return "\n".join(lines)
 
 
 def copy_of(case: str, name: str, sources: dict[str, str]) -> str:
     """A kernel whose names are its own: mmkern in them becomes `name`."""
-    text = flattened(CASES[case].source, sources, set())
+    kernel = CASES[case].kernel
+    text = flattened(CASES[case].source, kernel, sources, set())
     text = text.replace("mmkern", name).replace("MMKERN", name.upper())
-    return f"{text}\nASCENDC_TWIN_KERNEL({CASES[case].kernel.replace('mmkern', name)})\n"
+    return f"{text}\nASCENDC_TWIN_KERNEL({kernel.replace('mmkern', name)})\n"
 
 
 def planted(at: int, sources: dict[str, str]) -> dict[str, str]:
@@ -60,11 +71,23 @@ def planted(at: int, sources: dict[str, str]) -> dict[str, str]:
     return {**sources, file: sources[file].replace(text, replacement, 1)}
 
 
-def build(case: str, numbers: list[int], sources: dict[str, str], folder: Path) -> Path:
-    copies = [copy_of(case, SOUND, sources)]
-    copies += [copy_of(case, f"fault{i}", planted(i, sources)) for i in numbers]
-    file = folder / f"{case}_{numbers[0]}.cpp"
-    file.write_text('#include "export.h"\n' + "\n".join(copies))
+def case_of(at: int) -> str:
+    return MUTANTS[at][1]
+
+
+def sound(case: str) -> str:
+    return CASES[case].kernel.replace("mmkern", "sound")
+
+
+def build(numbers: list[int], sources: dict[str, str], folder: Path) -> Path:
+    """Compiles these faults, and the sound kernels of their cases."""
+    cases = {case_of(at) for at in numbers}
+    copies = {sound(case): copy_of(case, sound(case), sources) for case in sorted(cases)}
+    copies |= {
+        f"fault{at}": copy_of(case_of(at), f"fault{at}", planted(at, sources)) for at in numbers
+    }
+    file = folder / f"faults_{numbers[0]}.cpp"
+    file.write_text('#include "export.h"\n' + "\n".join(copies.values()))
     return compiled(file)
 
 
@@ -73,8 +96,8 @@ def run_here(path: Path, case: str, name: str, answer) -> None:
     library, entry = Library(path), CASES[case]
     rules, digest = set(), hashlib.sha256()
     for options in RUNS:
-        report, outputs = entry.run(library, kernel=entry.kernel.replace("mmkern", name), **options)
-        rules |= report.rules
+        found, outputs = entry.run(library, kernel=entry.kernel.replace("mmkern", name), **options)
+        rules |= found
         for output in outputs:
             digest.update(output)
     answer.send((rules, digest.hexdigest()))
@@ -110,21 +133,24 @@ def main() -> int:
         return 0
     sources = {path.name: path.read_text() for path in KERNELS.iterdir()}
     groups = []
-    for case in sorted({mutant[1] for mutant in MUTANTS if only in (None, mutant[1])}):
-        numbers = [i for i, mutant in enumerate(MUTANTS) if mutant[1] == case]
-        groups += [(case, numbers[i : i + COPIES]) for i in range(0, len(numbers), COPIES)]
+    for source in sorted({case.source for case in CASES.values()}):
+        cases = {name for name, case in CASES.items() if case.source == source}
+        numbers = [i for i in range(len(MUTANTS)) if case_of(i) in cases & {only or case_of(i)}]
+        groups += [numbers[i : i + COPIES] for i in range(0, len(numbers), COPIES)]
     caught = {}
     with tempfile.TemporaryDirectory(prefix="twin_mutants_") as folder:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            paths = list(pool.map(lambda g: build(*g, sources, Path(folder)), groups))
-        for (case, numbers), path in zip(groups, paths, strict=True):
-            rules, sound = run_apart(path, case, SOUND)
-            if rules:
-                print(f"the sound {case} has findings: {', '.join(sorted(rules))}")
-                return 1
+            paths = list(pool.map(lambda g: build(g, sources, Path(folder)), groups))
+        for numbers, path in zip(groups, paths, strict=True):
+            cases = {case_of(at) for at in numbers}
+            wanted = {case: run_apart(path, case, sound(case)) for case in sorted(cases)}
+            for case, (rules, _) in wanted.items():
+                if rules:
+                    print(f"the sound {case} has findings: {', '.join(sorted(rules))}")
+                    return 1
             for at in numbers:
-                rules, outputs = run_apart(path, case, f"fault{at}")
-                by_numbers = "" if outputs == sound else "numbers"
+                rules, outputs = run_apart(path, case_of(at), f"fault{at}")
+                by_numbers = "" if outputs == wanted[case_of(at)][1] else "numbers"
                 caught[at] = f"twin ({', '.join(sorted(rules))})" if rules else by_numbers
                 print(f"{shown(at)}: {caught[at] or 'ESCAPED'}", flush=True)
     by_twin = sum(what.startswith("twin") for what in caught.values())

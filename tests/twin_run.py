@@ -125,6 +125,19 @@ class Library:
             raise ValueError(text[1:])
         return Report(json.loads(text))
 
+    def run_early_and_late(self, kernel: str, *arguments, **options) -> Report:
+        """run() with pipes early and late, which must find and write the same; the early report."""
+        again = [
+            a if a is None or isinstance(a, bytes) else (a[0], copied(a[1])) for a in arguments
+        ]
+        early = self.run(kernel, *arguments, **options)
+        late = self.run(kernel, *again, lazy=True, **options)
+        assert early.rules == late.rules, early["lines"] + late["lines"]
+        for one, other in zip(arguments, again, strict=True):
+            if isinstance(one, tuple):
+                assert one[1].tobytes() == other[1].tobytes(), f"{kernel} depends on when pipes run"
+        return early
+
 
 @cache
 def prepare(name: str) -> Future:

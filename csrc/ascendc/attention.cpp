@@ -21,9 +21,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
         "mmkern::attention", q, k, v, key_padding_mask, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
         max_seqlen_k, causal, window_left, window_right, scale);
   }
-  auto t =
-      describe_attention<AttentionTiling>(q, k, v, key_padding_mask, cu_seqlens_q, max_seqlen_q,
-                                          max_seqlen_k, causal, window_left, window_right, scale);
+  AttentionTiling t = describe_attention(q, k, v, key_padding_mask, cu_seqlens_q, max_seqlen_q,
+                                         max_seqlen_k, causal, window_left, window_right, scale);
   // blocks alike
   const int64_t keys = std::max<int64_t>(t.keys, 1);
   t.block_keys =

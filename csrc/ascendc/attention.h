@@ -31,16 +31,15 @@ inline int32_t window_limit(int64_t n) {
 // What is not seen gets a weight of 0 through a score that is far below others, scaled.
 inline bool is_attention_scale(double scale) { return scale >= 0x1p-20 && scale <= 0x1p20; }
 
-// What both tilings say of the problem.
-template <class Tiling>
-Tiling describe_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                          const OptionalTensor& key_padding_mask,
-                          const OptionalTensor& cu_seqlens_q, int64_t max_seqlen_q,
-                          int64_t max_seqlen_k, bool causal, int64_t window_left,
-                          int64_t window_right, double scale) {
+// The problem; how it is cut into blocks is not chosen yet.
+inline AttentionTiling describe_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                          const OptionalTensor& key_padding_mask,
+                                          const OptionalTensor& cu_seqlens_q, int64_t max_seqlen_q,
+                                          int64_t max_seqlen_k, bool causal, int64_t window_left,
+                                          int64_t window_right, double scale) {
   const bool packed = cu_seqlens_q.has_value(), masked = key_padding_mask.has_value();
   const AttentionStrides q_strides(q, packed), k_strides(k, packed), v_strides(v, packed);
-  Tiling t{};
+  AttentionTiling t{};
   t.q_batch_stride = q_strides.batch;
   t.q_row_stride = q_strides.row;
   t.q_head_stride = q_strides.head;

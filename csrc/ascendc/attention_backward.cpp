@@ -61,9 +61,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(
         cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, window_left, window_right,
         scale);
   }
-  auto t = describe_attention<AttentionBackwardTiling>(q, k, v, key_padding_mask, cu_seqlens_q,
-                                                       max_seqlen_q, max_seqlen_k, causal,
-                                                       window_left, window_right, scale);
+  AttentionBackwardTiling t{describe_attention(q, k, v, key_padding_mask, cu_seqlens_q,
+                                               max_seqlen_q, max_seqlen_k, causal, window_left,
+                                               window_right, scale)};
   const AttentionStrides strides(grad, packed);
   t.grad_batch_stride = strides.batch;
   t.grad_row_stride = strides.row;

@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "../ops/host.h"
 #include "device.h"
@@ -25,6 +26,27 @@ inline int64_t align_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // A stride field of Nd2Nz, in elements, has 16 bits.
 inline bool is_row_stride(int64_t stride) { return stride > 0 && stride <= 65535; }
+
+// A move takes a gap between rows, so rows may not overlap.
+inline bool has_rows(const Tensor& t) {
+  const int64_t tokens = t.size(-2);
+  return has_unit_last_stride(t) && (tokens <= 1 || t.stride(-2) >= t.size(-1)) &&
+         t.stride(-2) < (int64_t{1} << 30);
+}
+
+// Of rows that are normalised: a repeat count of the instructions on wide ones.
+constexpr int32_t kMaxChannels = 255 * 64;
+
+// What kernels/ascendc/row_norm.h works in, and a block for each row besides.
+inline int64_t row_norm_bytes(int64_t rows, int64_t pitch) {
+  const int64_t lanes = pitch <= 255 * 8 ? rows * 64 : 512;
+  return (18 * align_up(rows, 8) + lanes) * 4;
+}
+
+// As ModulateTiling has it.
+inline int32_t norm_of(std::string_view norm) {
+  return norm == "layer" ? 1 : norm == "rms" ? 2 : 0;
+}
 
 inline Tensor empty_like_if(bool exists, const Tensor& x) {
   return exists ? at::empty(x.sizes(), x.options()) : no_tensor(x);

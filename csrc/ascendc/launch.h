@@ -15,6 +15,8 @@ void launch_modulate_backward(bool bfloat16, uint32_t blocks, void* stream, uint
                               const ModulateTiling& t);
 void launch_linear(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
                    const LinearTiling& t);
+void launch_linear_normed(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                          const LinearTiling& t, const NormTiling& norm);
 void launch_linear_backward(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
                             const LinearTiling& t);
 void launch_column_sums(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,

@@ -29,6 +29,11 @@ void launch_linear(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
   MMKERN_EITHER(mmkern_linear, p[0], p[1], p[2], p[3], p[4], p[5], t)
 }
 
+void launch_linear_normed(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
+                          const LinearTiling& t, const NormTiling& norm) {
+  MMKERN_EITHER(mmkern_linear_normed, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], t, norm)
+}
+
 void launch_linear_backward(bool bfloat16, uint32_t blocks, void* stream, uint8_t** p,
                             const LinearTiling& t) {
   MMKERN_EITHER(mmkern_linear_backward, p[0], p[1], p[2], p[3], p[4], p[5], t)

@@ -12,20 +12,34 @@ constexpr double kLoadBytes = 110, kStoreBytes = 86, kCubeWork = 4096, kTileCycl
 inline int64_t tiles_of(const LinearTiling& t) {
   return ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n);
 }
+// Of the core that has most.
+inline int64_t tiles_of_core(const LinearTiling& t) {
+  return ceil_div(tiles_of(t), chip().cube_cores);
+}
 
-// The tiles with which the cube cores are done first.
-inline void choose_tiles(LinearTiling& t) {
+// Of the cube core, for one tile.
+inline double tile_cycles(const LinearTiling& t) {
+  const double product = double(t.tile_m) * t.tile_n * align_up(t.k, 16) / kCubeWork;
+  const double load = double(t.tile_m + t.tile_n) * t.k * 2 / kLoadBytes;
+  const double store = double(t.tile_m) * t.tile_n * 4 / kStoreBytes;
+  return std::max({product, load, store}) + kTileCycles;
+}
+
+// Until the cube cores are done.
+inline double cycles_of(const LinearTiling& t) {
+  return static_cast<double>(tiles_of_core(t)) * tile_cycles(t);
+}
+
+// The tiles for which cost(t) is least, and that.
+template <class Cost>
+double choose_tiles(LinearTiling& t, const Cost& cost) {
   double best = 0;
   LinearTiling candidate = t;
   for (int32_t m : {kMaxTileM, 96, 64, 32, 16}) {
     for (int32_t n : {kMaxTileN, 192, 128, 64}) {
       candidate.tile_m = m;
       candidate.tile_n = n;
-      const double product = double(m) * n * align_up(t.k, 16) / kCubeWork;
-      const double load = double(m + n) * t.k * 2 / kLoadBytes;
-      const double store = double(m) * n * 4 / kStoreBytes;
-      const double waves = static_cast<double>(ceil_div(tiles_of(candidate), chip().cube_cores));
-      const double cycles = waves * (std::max({product, load, store}) + kTileCycles);
+      const double cycles = cost(candidate);
       if (best == 0 || cycles < best) {
         best = cycles;
         t.tile_m = m;
@@ -33,7 +47,9 @@ inline void choose_tiles(LinearTiling& t) {
       }
     }
   }
+  return best;
 }
+inline double choose_tiles(LinearTiling& t) { return choose_tiles(t, cycles_of); }
 
 inline uint32_t blocks_of(const LinearTiling& t) {
   return static_cast<uint32_t>(std::min<int64_t>(chip().cube_cores, tiles_of(t)));

@@ -1,4 +1,5 @@
 #include "linear_backward.h"
+#include "linear_norm.h"
 #include "ops.h"
 
 namespace mmkern::ascendc {
@@ -12,21 +13,34 @@ int32_t activation_of(std::string_view name) {
   return name == "relu" ? kRelu : kNoActivation;
 }
 
-// y = activation(a b^T + bias); z, the input of the activation, where `saves`.
-std::tuple<Tensor, Tensor> linear(const Tensor& a, const Tensor& b, const OptionalTensor& bias,
-                                  int32_t activation, bool saves) {
+// A linear layer on m rows; its tiles are not chosen yet.
+LinearTiling describe(int64_t m, const Tensor& b, const OptionalTensor& bias, int32_t activation,
+                      bool saves) {
   LinearTiling t{};
-  t.m = a.size(0);
+  t.m = m;
   t.n = static_cast<int32_t>(b.size(0));
   t.k = static_cast<int32_t>(b.size(1));
-  t.a_stride = row_stride(a);
+  t.a_stride = t.k;
   t.b_stride = row_stride(b);
   t.activation = activation;
   t.has_bias = bias.has_value();
   t.saves = saves;
+  return t;
+}
+
+// y = activation(a b^T + bias); z, the input of the activation, where t.saves.
+struct Layer {
+  Tensor y, z;
+
+  Layer(const LinearTiling& t, const Tensor& like)
+      : y(at::empty({t.m, t.n}, like.options())),
+        z(t.saves ? at::empty({t.m, t.n}, like.options()) : no_tensor(like)) {}
+};
+
+Layer linear(LinearTiling t, const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
+  t.a_stride = row_stride(a);
   choose_tiles(t);
-  const Tensor y = at::empty({t.m, t.n}, a.options());
-  const Tensor z = saves ? at::empty({t.m, t.n}, a.options()) : no_tensor(a);
+  const Layer layer(t, a);
   const Tensor ring = ring_of(t, a);
   const uint32_t blocks = blocks_of(t);
   const bool bfloat16 = is_bfloat16(a);
@@ -34,22 +48,63 @@ std::tuple<Tensor, Tensor> linear(const Tensor& a, const Tensor& b, const Option
           a.device(),
           true,
           blocks,
-          {input(a), input(b), input(bias), output(z), output(y), workspace(ring)}},
+          {input(a), input(b), input(bias), output(layer.z), output(layer.y), workspace(ring)}},
          [=](void* stream, uint8_t** p) { launch_linear(bfloat16, blocks, stream, p, t); });
-  return {y, z};
+  return layer;
 }
 
-// The rows that the first layer gets: normalised, gathered, and merged.
+// The same of a = the norm of x's rows.
+Layer linear_normed(const NormedLinear& plan, const Tensor& x, const OptionalTensor& norm_weight,
+                    const OptionalTensor& norm_bias, const Tensor& b, const OptionalTensor& bias) {
+  const LinearTiling t = plan.linear;
+  const NormTiling n = plan.norm;
+  const Layer layer(t, x);
+  const Tensor ring = ring_of(t, x);
+  const uint32_t blocks = blocks_of(t);
+  const Tensor rows = at::empty({row_ring_of(t)}, x.options());
+  const bool bfloat16 = is_bfloat16(x);
+  submit(
+      {"linear_normed",
+       x.device(),
+       true,
+       blocks,
+       {input(x), input(norm_weight), input(norm_bias), input(b), input(bias), output(layer.z),
+        output(layer.y), workspace(rows), workspace(ring)}},
+      [=](void* stream, uint8_t** p) { launch_linear_normed(bfloat16, blocks, stream, p, t, n); });
+  return layer;
+}
+
+// The rows of x, (N, C), in the order in which they are merged. Rows apart by one stride need no
+// copy.
+Tensor gathered(const Tensor& x, const OptionalTensor& rows) {
+  const Tensor a = x.reshape({-1, x.size(-1)});
+  return rows.has_value() ? a.index_select(0, *rows) : a;
+}
+
+// The rows that the first layer multiplies.
 Tensor merged_rows(const Tensor& x, const OptionalTensor& rows, const OptionalTensor& norm_weight,
                    const OptionalTensor& norm_bias, std::string_view norm, double eps,
                    int64_t merge) {
-  // rows apart by one stride need no copy
-  Tensor a = x.reshape({-1, x.size(-1)});
+  Tensor a = gathered(x, rows);
   if (norm != "none") {
     a = std::get<1>(modulate(a, {}, {}, {}, {}, norm_weight, norm_bias, norm, eps));
   }
-  if (rows.has_value()) a = a.index_select(0, *rows);
   return merge > 1 ? a.reshape({-1, merge * merge * x.size(-1)}) : a;
+}
+
+// The first layer; nothing if no kernel takes its rows.
+std::optional<Layer> first_layer(const LinearTiling& t, const Tensor& x, const OptionalTensor& rows,
+                                 const Tensor& w1, const OptionalTensor& b1,
+                                 const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                                 std::string_view norm, double eps, int64_t merge) {
+  if (norm != "none") {
+    const Tensor a = gathered(x, rows);
+    const auto plan = fold_norm(t, a, norm_weight, norm_bias, norm, eps, merge * merge);
+    if (plan) return linear_normed(*plan, a, norm_weight, norm_bias, w1, b1);
+  }
+  const Tensor a = merged_rows(x, rows, norm_weight, norm_bias, norm, eps, merge);
+  if (!is_matrix(a)) return {};
+  return linear(t, a, w1, b1);
 }
 
 // The gradient of each row of x, (N, C), given that of the merged rows.
@@ -71,14 +126,22 @@ std::tuple<Tensor, Tensor> mlp(const Tensor& x, const OptionalTensor& rows, cons
                                int64_t merge, bool save) {
   const bool taken = is_half(x) && x.numel() > 0 && is_matrix(w1) && is_matrix(w2) &&
                      is_vector(b1, x) && is_vector(b2, x);
-  const Tensor a = taken ? merged_rows(x, rows, norm_weight, norm_bias, norm, eps, merge) : x;
-  if (!taken || !is_matrix(a)) {
+  std::optional<Layer> first;
+  if (taken) {
+    const int64_t elements = rows.has_value() ? rows->numel() * x.size(-1) : x.numel();
+    const int64_t m = elements / w1.size(1);
+    if (m > 0) {
+      first = first_layer(describe(m, w1, b1, activation_of(activation), save), x, rows, w1, b1,
+                          norm_weight, norm_bias, norm, eps, merge);
+    }
+  }
+  if (!first) {
     return reference<std::tuple<Tensor, Tensor>>("mmkern::mlp", x, rows, w1, b1, w2, b2,
                                                  norm_weight, norm_bias, activation, norm, eps,
                                                  merge, save);
   }
-  auto [hidden, z] = linear(a, w1, b1, activation_of(activation), save);
-  Tensor y = std::get<0>(linear(hidden, w2, b2, kNoActivation, false));
+  Tensor z = first->z;
+  Tensor y = linear(describe(first->y.size(0), w2, b2, kNoActivation, false), first->y, w2, b2).y;
   if (merge == 1) {
     std::vector<int64_t> shape = x.sizes().vec();
     shape.back() = w2.size(0);

@@ -28,7 +28,6 @@ ModulateVector vector_of(const OptionalTensor& m, const Tensor& x, int64_t token
 // Tokens of one forward task are a tile; the sums of backward, of this many tokens each, cost 12
 // bytes in 32 tokens and channel, 4 % of what it moves.
 constexpr int32_t kSumTokens = 32;
-constexpr int32_t kMaxChannels = 255 * 64;  // a repeat count of the instructions on wide rows
 
 struct Layout {        // how many buffers of the kernel there are, of rows and of single vectors
   int32_t half_tiles;  // queues of rows, `buffers` deep
@@ -37,10 +36,9 @@ struct Layout {        // how many buffers of the kernel there are, of rows and 
 };
 
 int64_t bytes_of(const ModulateTiling& t, const Layout& layout) {
-  const int64_t tile = int64_t{t.rows} * t.pitch, groups = align_up(t.rows, 8);
-  const int64_t lanes = t.pitch <= 255 * 8 ? t.rows * 64 : 512;
+  const int64_t tile = int64_t{t.rows} * t.pitch;
   return tile * (layout.half_tiles * t.buffers * 2 + layout.float_tiles * 4) +
-         layout.vectors * int64_t{t.pitch} * 4 + (18 * groups + lanes) * 4;
+         layout.vectors * int64_t{t.pitch} * 4 + row_norm_bytes(t.rows, t.pitch);
 }
 
 // The most rows that fit with two buffers, else with one; false if not even one row does.
@@ -62,15 +60,6 @@ Strides strides_of(const OptionalTensor& t) {
   if (t->dim() == 2) return {0, t->stride(0)};
   return {t->stride(0), t->stride(1)};
 }
-
-// A move takes a gap between rows, so rows may not overlap.
-bool has_rows(const Tensor& t) {
-  const int64_t tokens = t.size(-2);
-  return has_unit_last_stride(t) && (tokens <= 1 || t.stride(-2) >= t.size(-1)) &&
-         t.stride(-2) < (int64_t{1} << 30);
-}
-
-int32_t norm_of(std::string_view norm) { return norm == "layer" ? 1 : norm == "rms" ? 2 : 0; }
 
 // False if the kernels do not take the case.
 bool describe(ModulateTiling& t, const Tensor& x, const OptionalTensor& branch,

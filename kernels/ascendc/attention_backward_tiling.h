@@ -15,37 +15,12 @@ constexpr int32_t kSumElements = 16384, kPartElements = 8192;
 constexpr int32_t kTileSlots = 3;
 constexpr int32_t kMaxHeld = 128, kMaxMoving = 512;  // rows of a block
 
-struct AttentionBackwardTiling {
-  int64_t q_batch_stride;  // elements; packed: 0
-  int64_t q_row_stride;
-  int64_t q_head_stride;
-  int64_t k_batch_stride;
-  int64_t k_row_stride;
-  int64_t k_head_stride;
-  int64_t v_batch_stride;
-  int64_t v_row_stride;
-  int64_t v_head_stride;
-  int64_t grad_batch_stride;
+struct AttentionBackwardTiling : AttentionTiling {
+  int64_t grad_batch_stride;  // elements; packed: 0
   int64_t grad_row_stride;
   int64_t grad_head_stride;
-  int64_t mask_stride;  // of a batch entry of the key padding mask
-  int64_t ring_bytes;   // of a cube core: BackwardRing
-  int32_t batch;        // packed: segments
-  int32_t heads;
-  int32_t heads_k;
-  int32_t queries;  // longest; packed: of one segment
-  int32_t keys;
-  int32_t tokens;  // packed: all queries; otherwise queries
-  int32_t dim;
-  int32_t dim_v;
-  int32_t left;  // window; -1: unlimited
-  int32_t right;
-  int32_t packed;
-  int32_t masked;  // there is a key padding mask
-  float scale;
-  int32_t block_queries;  // multiples of 16
-  int32_t block_keys;
-  int32_t piece;  // rows of the block that passes by whose scores are one part of L0C
+  int32_t block_queries;  // a multiple of 16
+  int32_t piece;          // rows of the block that passes by whose scores are one part of L0C
 };
 
 }  // namespace mmkern

@@ -99,11 +99,9 @@ class AttentionBackwardVector {
     int64_t lines = static_cast<int64_t>(t_.packed ? 1 : t_.batch) * t_.heads;
     int64_t line = static_cast<int64_t>(t_.packed ? 0 : s.batch) * t_.heads + s.head;
     int64_t at = line * t_.tokens + s.query_token + s.query + share.first;
-    uint8_t pad = static_cast<uint8_t>(AlignUp(share.rows, 8) - share.rows);
+    Tile shape{1, share.rows, AlignUp(share.rows, 8)};
     for (int32_t i = 0; i < 2; ++i) {
-      AscendC::DataCopyPad(stats[i * stat_rows_], stats_[at + i * lines * t_.tokens],
-                           AscendC::DataCopyExtParams(1, share.rows * 4, 0, 0, 0),
-                           AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
+      CopyRows<float>(stats[i * stat_rows_], stats_[at + i * lines * t_.tokens], share.rows, shape);
     }
     stats_queue_.EnQue(stats);
     return stats_queue_.template DeQue<float>();
@@ -147,20 +145,11 @@ class AttentionBackwardVector {
   __aicore__ inline LocalTensor<float> LoadTile(int64_t step, int32_t row, const Tile& tile) {
     LocalTensor<float> in = in_queue_.template AllocTensor<float>();
     for (int32_t kind = 0; kind < 2; ++kind) {
-      CopyTile(in[kind * kPassElements], ring_.Scores(step, kind)[row * ring_.keys], ring_.keys,
-               tile);
+      CopyRows<float>(in[kind * kPassElements], ring_.Scores(step, kind)[row * ring_.keys],
+                      ring_.keys, tile);
     }
     in_queue_.EnQue(in);
     return in_queue_.template DeQue<float>();
-  }
-
-  __aicore__ inline void CopyTile(LocalTensor<float> dst, GlobalTensor<float> src, int32_t stride,
-                                  const Tile& tile) {
-    uint8_t pad = static_cast<uint8_t>(tile.pitch - tile.cols);
-    AscendC::DataCopyPad(dst, src,
-                         AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), tile.cols * 4,
-                                                    (stride - tile.cols) * 4, 0, 0),
-                         AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
   }
 
   // The outputs of an item, once the sums of its last step are there.
@@ -172,10 +161,8 @@ class AttentionBackwardVector {
       int32_t pitch = ring_.width[kind], pass = 2 * kPassElements / pitch;
       for (int32_t r = 0; r < share.rows; r += pass) {
         Tile tile{Min(pass, share.rows - r), pitch, pitch};
-        LocalTensor<float> in = in_queue_.template AllocTensor<float>();
-        CopyTile(in, ring_.Sums(s.item, kind)[(share.first + r) * pitch], pitch, tile);
-        in_queue_.EnQue(in);
-        in = in_queue_.template DeQue<float>();
+        LocalTensor<float> in =
+            TakeRows(in_queue_, ring_.Sums(s.item, kind)[(share.first + r) * pitch], pitch, tile);
         if (kind == 0) AscendC::Muls(in, in, t_.scale, tile.rows * pitch);
         VectorBarrier();
         LocalTensor<T> out = out_queue_.template AllocTensor<T>();

@@ -77,11 +77,9 @@ class AttentionDelta {
   // lse, and behind it its gradient.
   __aicore__ inline LocalTensor<float> LoadLse(int64_t at, int32_t rows) {
     LocalTensor<float> lse = lse_queue_.template AllocTensor<float>();
-    uint8_t pad = static_cast<uint8_t>(AlignUp(rows, 8) - rows);
-    AscendC::DataCopyExtParams shape(1, rows * 4, 0, 0, 0);
-    AscendC::DataCopyPadExtParams<float> zeros(true, 0, pad, 0.0f);
-    AscendC::DataCopyPad(lse, lse_[at], shape, zeros);
-    if (has_grad_lse_) AscendC::DataCopyPad(lse[kDeltaRows], grad_lse_[at], shape, zeros);
+    Tile line{1, rows, AlignUp(rows, 8)};
+    CopyRows<float>(lse, lse_[at], rows, line);
+    if (has_grad_lse_) CopyRows<float>(lse[kDeltaRows], grad_lse_[at], rows, line);
     lse_queue_.EnQue(lse);
     return lse_queue_.template DeQue<float>();
   }

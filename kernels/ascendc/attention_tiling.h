@@ -1,4 +1,5 @@
-// What the host tells the attention kernel. Computed in csrc/ascendc/attention.cpp.
+// What the host tells the attention kernel, and those of its backward. Computed in
+// csrc/ascendc/attention.cpp.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,7 @@ struct AttentionTiling {
   int64_t v_row_stride;
   int64_t v_head_stride;
   int64_t mask_stride;  // of a batch entry of the key padding mask
-  int64_t ring_bytes;   // of a cube core: AttentionRing
+  int64_t ring_bytes;   // of a cube core: AttentionRing, in backward BackwardRing
   int32_t batch;        // packed: segments
   int32_t heads;
   int32_t heads_k;
@@ -40,7 +41,7 @@ struct AttentionTiling {
   int32_t packed;
   int32_t masked;  // there is a key padding mask
   float scale;
-  int32_t block_keys;  // a multiple of kPieceKeys
+  int32_t block_keys;  // a multiple of kPieceKeys, in backward of 16
 };
 
 }  // namespace mmkern

@@ -104,7 +104,8 @@ class AttentionVector {
     AscendC::CrossCoreWaitFlag(kScoresReady);
     for (int32_t r = 0; r < b.rows; r += pass_) {
       Tile tile{Min(pass_, b.rows - r), keys, AlignUp(keys, 8)};
-      LocalTensor<float> s = LoadScores(b.row + r, tile);
+      LocalTensor<float> s =
+          TakeRows(scores_queue_, ring_.Scores(steps_)[(b.row + r) * ring_.keys], ring_.keys, tile);
       MaskRows(s, tile, b.item.first + b.row + r + b.item.keys - b.item.queries - first, t_.left,
                t_.right);
       if (t_.masked) RowsWithVector<AddOp>(s, mask_buffer_.template Get<float>(), tile);
@@ -121,17 +122,6 @@ class AttentionVector {
       weights_queue_.FreeTensor(w);
     }
     AscendC::CrossCoreSetFlag<2, PIPE_MTE3>(kWeightsReady);
-  }
-
-  __aicore__ inline LocalTensor<float> LoadScores(int32_t row, const Tile& tile) {
-    LocalTensor<float> s = scores_queue_.template AllocTensor<float>();
-    uint8_t pad = static_cast<uint8_t>(tile.pitch - tile.cols);
-    AscendC::DataCopyPad(s, ring_.Scores(steps_)[row * ring_.keys],
-                         AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), tile.cols * 4,
-                                                    (ring_.keys - tile.cols) * 4, 0, 0),
-                         AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
-    scores_queue_.EnQue(s);
-    return scores_queue_.template DeQue<float>();
   }
 
   // s becomes exp((s - max) scale), and max_ and sum_ at `row` and factors_ at `factors` follow.
@@ -184,15 +174,8 @@ class AttentionVector {
     AscendC::CrossCoreWaitFlag(kProductReady);
     for (int32_t r = 0; r < b.rows; r += pass_) {
       Tile tile{Min(pass_, b.rows - r), t_.dim_v, width_};
-      LocalTensor<float> product = product_queue_.template AllocTensor<float>();
-      uint8_t pad = static_cast<uint8_t>(width_ - t_.dim_v);
-      AscendC::DataCopyPad(
-          product, ring_.Product(step)[(b.row + r) * ring_.product],
-          AscendC::DataCopyExtParams(static_cast<uint16_t>(tile.rows), t_.dim_v * 4,
-                                     (ring_.product - t_.dim_v) * 4, 0, 0),
-          AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
-      product_queue_.EnQue(product);
-      product = product_queue_.template DeQue<float>();
+      LocalTensor<float> product = TakeRows(
+          product_queue_, ring_.Product(step)[(b.row + r) * ring_.product], ring_.product, tile);
       LocalTensor<float> part = sums[r * width_];
       if (b.first) {
         AscendC::Adds(part, product, 0.0f, tile.rows * width_);

@@ -9,8 +9,6 @@
 
 namespace mmkern {
 
-constexpr int32_t kEpilogueRows = 32;  // 16 KiB of a full piece: what a move wants at least
-
 // Columns in 64s, all rows at once: rows of src and dst begin every src_pitch and dst_pitch
 // elements.
 template <class To, class From>
@@ -26,11 +24,18 @@ __aicore__ inline void CastRows(LocalTensor<To> dst, LocalTensor<From> src, int3
   VectorBarrier();
 }
 
+// What the vector cores do before the epilogue of a tile: nothing, where its rows lie in memory.
+struct NoRows {
+  __aicore__ inline void Before(const GemmTile&) {}
+  __aicore__ inline void End() {}
+};
+
 template <class T>
 class Epilogue {
  public:
+  // work_bytes: that Work() is to have at least.
   __aicore__ inline Epilogue(Address ring, Address bias, Address pos, Address z, Address saved,
-                             Address y, const LinearTiling& tiling)
+                             Address y, const LinearTiling& tiling, int32_t work_bytes = 0)
       : bias_(bias), pos_(pos), z_(z), t_(tiling) {
     int32_t core = AscendC::GetBlockIdx() / 2;
     ring_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(ring) +
@@ -40,7 +45,7 @@ class Epilogue {
     int32_t elements = kEpilogueRows * AlignUp(Min(t_.tile_n, kPieceN), 16);
     pipe_.InitBuffer(tile_queue_, 2, elements * 4);
     pipe_.InitBuffer(y_queue_, 2, elements * 2);
-    pipe_.InitBuffer(work_buffer_, (t_.gradient ? 4 : 3) * elements * 4);
+    pipe_.InitBuffer(work_buffer_, Max((t_.gradient ? 4 : 3) * elements * 4, work_bytes));
     pipe_.InitBuffer(constants_buffer_, kConstants * 4);
     FillConstants(constants_buffer_.template Get<float>());
     if (t_.saves) pipe_.InitBuffer(saved_queue_, 2, elements * 2);
@@ -54,11 +59,22 @@ class Epilogue {
     pipe_.InitBuffer(bias_buffer_, AlignUp(t_.tile_n, 16) * 4);
   }
 
+  // For who shares this core's memory; what is in Work() is lost at the next tile.
+  __aicore__ inline AscendC::TPipe& Pipe() { return pipe_; }
+  __aicore__ inline LocalTensor<float> Work() { return work_buffer_.template Get<float>(); }
+
   __aicore__ inline void Run() {
-    int64_t tiles = GemmTile::Count(t_);
+    NoRows none;
+    Run(none);
+  }
+
+  template <class Rows>
+  __aicore__ inline void Run(Rows& before) {
+    CoreTiles tiles(t_, AscendC::GetBlockIdx() / 2);
     int32_t done = 0, half = AscendC::GetSubBlockIdx(), column = -1;
-    for (int64_t i = AscendC::GetBlockIdx() / 2; i < tiles; i += AscendC::GetBlockNum()) {
+    for (int64_t i = tiles.begin; i < tiles.end; i += tiles.step) {
       GemmTile tile(t_, i);
+      before.Before(tile);
       if (t_.has_bias && tile.column != column) {
         LoadVector<T>(bias_buffer_.template Get<float>(), Vector{bias_, tile.column, false}, tile.n,
                       vector_queue_);
@@ -68,7 +84,7 @@ class Epilogue {
       for (int32_t piece = 0; piece < tile.Pieces(); ++piece) {
         AscendC::CrossCoreWaitFlag(kPieceReady);
         for (int32_t row = half ? middle : 0; row < end;) {
-          int32_t rows = Rows(tile.row + row, end - row);
+          int32_t rows = PassRows(tile.row + row, end - row);
           RunRows(tile, piece, done % 2, row, rows);
           row += rows;
         }
@@ -76,11 +92,12 @@ class Epilogue {
       AscendC::CrossCoreSetFlag<2, PIPE_MTE2>(kTileFree);
       ++done;
     }
+    before.End();
   }
 
  private:
   // Rows that one pass takes: position embeddings begin again after pos_rows.
-  __aicore__ inline int32_t Rows(int64_t row, int32_t left) const {
+  __aicore__ inline int32_t PassRows(int64_t row, int32_t left) const {
     int32_t rows = Min(kEpilogueRows, left);
     if (!t_.pos_kind) return rows;
     int64_t until = t_.pos_rows - row % t_.pos_rows;
@@ -91,7 +108,8 @@ class Epilogue {
                                  int32_t rows) {
     int32_t first = piece * kPieceN, n = tile.PieceColumns(piece);
     Tile shape{rows, n, AlignUp(n, 8)};
-    LocalTensor<float> c = LoadPiece(ring_[(slot * t_.tile_m + row) * t_.tile_n + first], shape);
+    LocalTensor<float> c = TakeRows(
+        tile_queue_, ring_[(slot * t_.tile_m + row) * t_.tile_n + first], t_.tile_n, shape);
     int64_t at = (tile.row + row) * t_.n + tile.column + first;
     if (t_.has_bias) RowsWithVector<AddOp>(c, bias_buffer_.template Get<float>()[first], shape);
     if (t_.pos_kind) {
@@ -122,18 +140,6 @@ class Epilogue {
     ActivationGradient(t_.activation, c, z, work_buffer_.template Get<float>(),
                        constants_buffer_.template Get<float>(), shape.rows * shape.pitch);
     if (t_.saves) Store(saved_queue_, saved_[at], z, shape);
-  }
-
-  __aicore__ inline LocalTensor<float> LoadPiece(GlobalTensor<float> from, const Tile& shape) {
-    LocalTensor<float> c = tile_queue_.template AllocTensor<float>();
-    uint32_t gap = (t_.tile_n - shape.cols) * 4;
-    uint8_t pad = static_cast<uint8_t>(shape.pitch - shape.cols);
-    AscendC::DataCopyPad(
-        c, from,
-        AscendC::DataCopyExtParams(static_cast<uint16_t>(shape.rows), shape.cols * 4, gap, 0, 0),
-        AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
-    tile_queue_.EnQue(c);
-    return tile_queue_.template DeQue<float>();
   }
 
   // `at`: where the position embedding of the first row begins.

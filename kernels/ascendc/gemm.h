@@ -28,9 +28,9 @@ struct GemmTile {
   int32_t n;
 
   __aicore__ GemmTile(const LinearTiling& t, int64_t index) {
-    int64_t down = (t.m + t.tile_m - 1) / t.tile_m;
-    row = index % down * t.tile_m;
-    column = static_cast<int32_t>(index / down) * t.tile_n;
+    int64_t down = (t.m + t.tile_m - 1) / t.tile_m, across = CeilDiv(t.n, t.tile_n);
+    row = (t.in_runs ? index / across : index % down) * t.tile_m;
+    column = static_cast<int32_t>(t.in_runs ? index % across : index / down) * t.tile_n;
     m = static_cast<int32_t>(t.m - row < t.tile_m ? t.m - row : t.tile_m);
     n = Min(t.tile_n, t.n - column);
   }
@@ -39,6 +39,20 @@ struct GemmTile {
   }
   __aicore__ int32_t Pieces() const { return CeilDiv(n, kPieceN); }
   __aicore__ int32_t PieceColumns(int32_t piece) const { return Min(kPieceN, n - piece * kPieceN); }
+};
+
+// The tiles of a cube core and its vector cores.
+struct CoreTiles {
+  int64_t begin;
+  int64_t end;
+  int64_t step;
+
+  __aicore__ CoreTiles(const LinearTiling& t, int64_t core) {
+    int64_t count = GemmTile::Count(t), cores = AscendC::GetBlockNum();
+    begin = t.in_runs ? count * core / cores : core;
+    end = t.in_runs ? count * (core + 1) / cores : count;
+    step = t.in_runs ? 1 : cores;
+  }
 };
 
 // rows x depth elements of a row-major matrix into L1, in columns of 16 elements, `pitch` rows
@@ -211,9 +225,9 @@ class Gemm {
       AscendC::SetFlag<HardEvent::M_MTE1>(i);
       AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
-    int64_t tiles = GemmTile::Count(t_);
+    CoreTiles tiles(t_, AscendC::GetBlockIdx());
     int32_t done = 0;
-    for (int64_t i = AscendC::GetBlockIdx(); i < tiles; i += AscendC::GetBlockNum()) {
+    for (int64_t i = tiles.begin; i < tiles.end; i += tiles.step) {
       GemmTile tile(t_, i);
       int32_t chunks = source_.Chunks(t_);
       for (int32_t chunk = 0; chunk < chunks; ++chunk) {

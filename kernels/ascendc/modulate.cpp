@@ -38,12 +38,8 @@ class Modulate {
     pipe_.InitBuffer(y_queue_, t_.buffers, elements * 2);
     if (factored_) pipe_.InitBuffer(factor_buffer_, row_bytes);
     if (shifted_) pipe_.InitBuffer(shift_buffer_, row_bytes);
-    int32_t groups = AlignUp(t_.rows, 8);
-    pipe_.InitBuffer(row_buffer_, (10 * groups + RowSumsElements(t_.rows, t_.pitch)) * 4);
-    LocalTensor<float> rows = row_buffer_.template Get<float>();
-    norm_ = RowNorm{rows, rows[groups], rows[2 * groups], rows[10 * groups]};
-    AscendC::Duplicate(rows, 1.0f, 2 * groups);
-    VectorBarrier();
+    pipe_.InitBuffer(row_buffer_, RowNorm::Elements(t_.rows, t_.pitch) * 4);
+    norm_.Bind(row_buffer_.template Get<float>(), t_.rows);
   }
 
   __aicore__ inline void Run() {
@@ -111,11 +107,11 @@ class Modulate {
     Widen<T>(x, x_queue_, tile);
     if (t_.branched) AddBranch(x, work, row, tile);
     if (!t_.norm) return;
-    norm_.Normalise(x, work, tile, t_);
+    norm_.Normalise(x, work, tile, t_.norm, t_.eps);
     if (factored_) RowsWithVector<MulOp>(x, factor_buffer_.template Get<float>(), tile);
     if (shifted_) RowsWithVector<AddOp>(x, shift_buffer_.template Get<float>(), tile);
     Narrow<T>(y_queue_, x, tile);
-    StoreRows<T>(y_queue_, y_, row * t_.cols, tile);
+    StoreRows<T>(y_queue_, y_, row * t_.cols, t_.cols, tile);
   }
 
   // x becomes h, rounded as it is stored: the norm and the backward pass see the same h.
@@ -133,7 +129,7 @@ class Modulate {
       VectorBarrier();
     }
     h_queue_.EnQue(h);
-    StoreRows<T>(h_queue_, h_, row * t_.cols, tile);
+    StoreRows<T>(h_queue_, h_, row * t_.cols, t_.cols, tile);
   }
 
   Address x_, branch_, gate_, shift_, scale_, weight_, bias_, h_, y_;

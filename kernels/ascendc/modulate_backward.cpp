@@ -48,13 +48,11 @@ class ModulateBackward {
     pipe_.InitBuffer(xhat_buffer_, elements * 4);
     pipe_.InitBuffer(y_sum_, row_bytes);
     pipe_.InitBuffer(xhat_sum_, row_bytes);
-    int32_t groups = AlignUp(t_.rows, 8);
-    pipe_.InitBuffer(row_buffer_, (18 * groups + RowSumsElements(t_.rows, t_.pitch)) * 4);
+    int32_t elements_of_norm = RowNorm::Elements(t_.rows, t_.pitch);
+    pipe_.InitBuffer(row_buffer_, (elements_of_norm + 8 * AlignUp(t_.rows, 8)) * 4);
     LocalTensor<float> rows = row_buffer_.template Get<float>();
-    rstd_ = rows[10 * groups];
-    norm_ = RowNorm{rows, rows[groups], rows[2 * groups], rows[18 * groups]};
-    AscendC::Duplicate(rows, 1.0f, 2 * groups);
-    VectorBarrier();
+    norm_.Bind(rows, t_.rows);
+    rstd_ = rows[elements_of_norm];
   }
 
   __aicore__ inline void Run() {
@@ -138,7 +136,7 @@ class ModulateBackward {
     }
     if (g_.dx) {
       Narrow<T>(dx_queue_, grad, tile);
-      StoreRows<T>(dx_queue_, g_.dx, out, tile);
+      StoreRows<T>(dx_queue_, g_.dx, out, t_.cols, tile);
     }
     if (g_.branch) {
       Widen<T>(work, branch_queue_, tile);
@@ -149,7 +147,7 @@ class ModulateBackward {
     if (g_.dbranch) {
       if (t_.gate.kind) RowsWithVector<MulOp>(grad, gate_buffer_.template Get<float>(), tile);
       Narrow<T>(dbranch_queue_, grad, tile);
-      StoreRows<T>(dbranch_queue_, g_.dbranch, out, tile);
+      StoreRows<T>(dbranch_queue_, g_.dbranch, out, t_.cols, tile);
     }
   }
 
@@ -164,7 +162,7 @@ class ModulateBackward {
     AscendC::Cast(grad, pair[t_.rows * t_.pitch], AscendC::RoundMode::CAST_NONE, count);
     VectorBarrier();
     pair_queue_.FreeTensor(pair);
-    norm_.Normalise(xhat, work, tile, t_);
+    norm_.Normalise(xhat, work, tile, t_.norm, t_.eps);
     AscendC::Adds(rstd_, norm_.blocks, 0.0f, AlignUp(tile.rows, 8) * 8);
     AddRows(y_sum_.template Get<float>(), grad, tile);
     AscendC::Mul(work, grad, xhat, count);

@@ -2,11 +2,9 @@
 #pragma once
 
 #include "modulate_tiling.h"
-#include "rows.h"
+#include "row_norm.h"
 
 namespace mmkern {
-
-constexpr int32_t kLayerNorm = 1, kRmsNorm = 2;
 
 // A task: up to `chunk` tokens of one segment. Tasks are numbered along the tokens.
 struct ModulateTask {
@@ -42,44 +40,5 @@ __aicore__ inline Vector VectorOf(const ModulateVector& v, GM_ADDR base, const M
   int64_t offset = task.batch * v.batch_stride + task.token / v.tokens * v.frame_stride;
   return Vector{base, offset, v.kind == 2};
 }
-
-// (x - mean) and 1 / std of rows, in place; the arithmetic of both norms.
-struct RowNorm {
-  LocalTensor<float> sums;    // of the rows, in groups of eight
-  LocalTensor<float> ones;    // as many ones
-  LocalTensor<float> blocks;  // eight times each row's number
-  LocalTensor<float> lanes;
-
-  // x becomes its normalised rows; `work` is of x's size; blocks hold 1 / std afterwards.
-  __aicore__ inline void Normalise(LocalTensor<float> x, LocalTensor<float> work, const Tile& t,
-                                   const ModulateTiling& tiling) {
-    float mean = 1.0f / static_cast<float>(t.cols);
-    if (tiling.norm == kLayerNorm) {
-      MeanBlocks(x, mean, t);
-      RowsWithScalars<SubOp>(x, blocks, t);
-    }
-    AscendC::Mul(work, x, x, t.rows * t.pitch);
-    VectorBarrier();
-    RowSums(sums, work, lanes, t);
-    AscendC::Muls(sums, sums, mean, t.rows);
-    VectorBarrier();
-    AscendC::Adds(sums, sums, tiling.eps, t.rows);
-    VectorBarrier();
-    AscendC::Sqrt(sums, sums, t.rows);
-    VectorBarrier();
-    AscendC::Div(sums, ones, sums, t.rows);
-    VectorBarrier();
-    Blocks(blocks, sums, t.rows);
-    RowsWithScalars<MulOp>(x, blocks, t);
-  }
-
-  // blocks hold the mean of each row of x
-  __aicore__ inline void MeanBlocks(LocalTensor<float> x, float factor, const Tile& t) {
-    RowSums(sums, x, lanes, t);
-    AscendC::Muls(sums, sums, factor, t.rows);
-    VectorBarrier();
-    Blocks(blocks, sums, t.rows);
-  }
-};
 
 }  // namespace mmkern

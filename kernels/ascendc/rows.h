@@ -137,6 +137,24 @@ __aicore__ inline void Blocks(LocalTensor<float> blocks, LocalTensor<float> s, i
   VectorBarrier();
 }
 
+// Rows of any type from global memory; the ends of the rows are filled with zeros.
+template <class T>
+__aicore__ inline void CopyRows(LocalTensor<T> dst, GlobalTensor<T> src, int64_t stride,
+                                const Tile& t) {
+  uint32_t gap = t.rows > 1 ? static_cast<uint32_t>((stride - t.cols) * sizeof(T)) : 0;
+  AscendC::DataCopyExtParams shape(static_cast<uint16_t>(t.rows), t.cols * sizeof(T), gap, 0, 0);
+  uint8_t pad = static_cast<uint8_t>(t.pitch - t.cols);
+  AscendC::DataCopyPad(dst, src, shape, AscendC::DataCopyPadExtParams<T>(true, 0, pad, T(0.0f)));
+}
+
+template <class T>
+__aicore__ inline void CopyRows(LocalTensor<T> dst, GM_ADDR base, int64_t offset, int64_t stride,
+                                const Tile& t) {
+  GlobalTensor<T> src;
+  src.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + offset);
+  CopyRows<T>(dst, src, stride, t);
+}
+
 // A vector of a half type or of float32 in global memory.
 struct Vector {
   GM_ADDR base;
@@ -150,18 +168,10 @@ __aicore__ inline void LoadVector(LocalTensor<float> dst, const Vector& v, int32
                                   Queue& queue) {
   LocalTensor<float> raw = queue.template AllocTensor<float>();
   if (v.wide) {
-    GlobalTensor<float> from;
-    from.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(v.base) + v.offset);
-    uint8_t pad = static_cast<uint8_t>(AlignUp(cols, 8) - cols);
-    AscendC::DataCopyPad(raw, from, AscendC::DataCopyExtParams(1, cols * 4, 0, 0, 0),
-                         AscendC::DataCopyPadExtParams<float>(true, 0, pad, 0.0f));
+    CopyRows<float>(raw, v.base, v.offset, cols, Tile{1, cols, AlignUp(cols, 8)});
   } else {
-    GlobalTensor<T> from;
-    from.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(v.base) + v.offset);
-    uint8_t pad = static_cast<uint8_t>(AlignUp(cols, 16) - cols);
-    LocalTensor<T> half_raw = raw.template ReinterpretCast<T>();
-    AscendC::DataCopyPad(half_raw, from, AscendC::DataCopyExtParams(1, cols * 2, 0, 0, 0),
-                         AscendC::DataCopyPadExtParams<T>(true, 0, pad, T(0.0f)));
+    CopyRows<T>(raw.template ReinterpretCast<T>(), v.base, v.offset, cols,
+                Tile{1, cols, AlignUp(cols, 16)});
   }
   queue.EnQue(raw);
   raw = queue.template DeQue<float>();
@@ -175,25 +185,23 @@ __aicore__ inline void LoadVector(LocalTensor<float> dst, const Vector& v, int32
   queue.FreeTensor(raw);
 }
 
-// Rows of a half type from global memory; the ends of the rows are filled with zeros.
-template <class T>
-__aicore__ inline void CopyRows(LocalTensor<T> dst, GM_ADDR base, int64_t offset, int64_t stride,
-                                const Tile& t) {
-  GlobalTensor<T> from;
-  from.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + offset);
-  uint32_t gap = t.rows > 1 ? static_cast<uint32_t>((stride - t.cols) * sizeof(T)) : 0;
-  AscendC::DataCopyExtParams shape(static_cast<uint16_t>(t.rows), t.cols * sizeof(T), gap, 0, 0);
-  uint8_t pad = static_cast<uint8_t>(t.pitch - t.cols);
-  AscendC::DataCopyPad(dst, from, shape, AscendC::DataCopyPadExtParams<T>(true, 0, pad, T(0.0f)));
-}
-
-// The same into `queue`.
+// Rows into `queue`.
 template <class T, class Queue>
 __aicore__ inline void LoadRows(Queue& queue, GM_ADDR base, int64_t offset, int64_t stride,
                                 const Tile& t) {
   LocalTensor<T> raw = queue.template AllocTensor<T>();
   CopyRows<T>(raw, base, offset, stride, t);
   queue.EnQue(raw);
+}
+
+// Rows of float32 through `queue`, as they are needed.
+template <class Queue>
+__aicore__ inline LocalTensor<float> TakeRows(Queue& queue, GlobalTensor<float> src, int64_t stride,
+                                              const Tile& t) {
+  LocalTensor<float> rows = queue.template AllocTensor<float>();
+  CopyRows<float>(rows, src, stride, t);
+  queue.EnQue(rows);
+  return queue.template DeQue<float>();
 }
 
 // What LoadRows brought, in float32.
@@ -214,13 +222,15 @@ __aicore__ inline void Narrow(Queue& queue, LocalTensor<float> src, const Tile& 
   queue.EnQue(out);
 }
 
-// Rows from `queue` to contiguous rows in global memory.
+// Rows from `queue` to rows of global memory, `stride` elements apart.
 template <class T, class Queue>
-__aicore__ inline void StoreRows(Queue& queue, GM_ADDR base, int64_t offset, const Tile& t) {
+__aicore__ inline void StoreRows(Queue& queue, GM_ADDR base, int64_t offset, int64_t stride,
+                                 const Tile& t) {
   GlobalTensor<T> to;
   to.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + offset);
   LocalTensor<T> out = queue.template DeQue<T>();
-  AscendC::DataCopyExtParams shape(static_cast<uint16_t>(t.rows), t.cols * sizeof(T), 0, 0, 0);
+  uint32_t gap = static_cast<uint32_t>((stride - t.cols) * sizeof(T));
+  AscendC::DataCopyExtParams shape(static_cast<uint16_t>(t.rows), t.cols * sizeof(T), 0, gap, 0);
   AscendC::DataCopyPad(to, out, shape);
   queue.FreeTensor(out);
 }

@@ -155,6 +155,11 @@ BASED(atomic_of_another_type, m.Order<HardEvent::V_MTE3>(); SetAtomicAdd<half>()
 BASED(scalar_writes, m.out.SetValue(0, 1.0f);)
 RULE(shared_line, GlobalTensor<float> g; g.SetGlobalBuffer((__gm__ float*)b);
      g.SetValue(GetBlockIdx(), 1.0f);)
+RULE(two_posters, WriteGmByPassDCache<float>(reinterpret_cast<__gm__ float*>(b), 1.0f);)
+RULE(
+    posters_in_turn, __gm__ float* turn = reinterpret_cast<__gm__ float*>(b);
+    while (ReadGmByPassDCache(turn) != GetBlockIdx()) {
+    } WriteGmByPassDCache<float>(turn, GetBlockIdx() + 1.0f);)
 BASED(stale_line, m.out.GetValue(0); m.Order<HardEvent::V_MTE3>(); DataCopy(m.out, m.x, kN);
       m.Order<HardEvent::MTE3_S>(); m.out.GetValue(0);)
 

@@ -43,7 +43,7 @@ T ReadGmByPassDCache(T* addr, Loc loc = Loc::Here()) {
   core->launch->Yield(core);
   const auto posted = core->launch->posted.find(addr);
   if (posted != core->launch->posted.end()) Acquire(core, kS, posted->second);
-  Touch(instruction, from, 0, sizeof(T), Kind::kAtomic);
+  Touch(instruction, from, 0, sizeof(T), Kind::kPolled);
   T value{};
   Issue(instruction, 1, [&] { std::memcpy(&value, from.data(), sizeof(T)); });
   uint64_t bits = 0;
@@ -60,11 +60,9 @@ void WriteGmByPassDCache(T* addr, T value, Loc loc = Loc::Here()) {
   GlobalTensor<T> tensor;
   tensor.SetGlobalBuffer(addr);
   const GlobalOperand to = Use(instruction, tensor, "addr");
-  // An access that is one with others of its kind, of which a write makes its bytes valid.
-  if (to.space) instruction.Touch(to.space, to.offset, sizeof(T), Kind::kAtomic, true);
+  Touch(instruction, to, 0, sizeof(T), Kind::kPosted);
   Issue(instruction, 1, [&] { std::memcpy(to.data(), &value, sizeof(T)); });
   if (!instruction.runnable) return;
-  std::memset(to.space->valid.data() + to.offset, 1, sizeof(T));
   ++to.space->line_version[to.offset / kCacheLine];
   core->launch->posted[addr] = Release(core, kS, core->launch->SiteId("WriteGmByPassDCache", loc));
 }

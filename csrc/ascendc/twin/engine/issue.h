@@ -106,7 +106,7 @@ inline void CheckBlock(const Instruction& instruction, const Range& range, uint6
     const AccessRecord record = records[i];
     bool keep = true;
     if (record.mask & mask) {
-      const bool conflict = record.kind != range.kind || range.kind == Kind::kWrite;
+      const bool conflict = Conflict(record.kind, range.kind);
       // An instruction that reads and writes a place is not in its own way.
       bool ordered =
           record.index <= clock[record.thread] || (record.thread == self && record.index == index);
@@ -121,22 +121,21 @@ inline void CheckBlock(const Instruction& instruction, const Range& range, uint6
         } else {
           const Site& before = launch->sites[record.site];
           const Core& first = *launch->cores[record.thread / kPipes];
-          const char* rule = !same_core && record.kind != Kind::kRead && range.kind != Kind::kRead
-                                 ? "gm-two-writers"
-                                 : "race";
-          std::string what = range.kind == Kind::kRead ? "reads " : "writes ";
+          const char* rule =
+              !same_core && !Reads(record.kind) && !Reads(range.kind) ? "gm-two-writers" : "race";
+          std::string what = Reads(range.kind) ? "reads " : "writes ";
           instruction.Report(
               rule, what + range.space->name + " byte " + std::to_string(block * kBlock) + "+ on " +
                         PipeName(instruction.pipe) + ", not ordered after " + before.call + " (" +
                         before.loc.file + ":" + std::to_string(before.loc.line) + ") that " +
-                        (record.kind == Kind::kRead ? "reads" : "writes") + " it on " +
-                        PipeName(other) + " of " + first.Name());
+                        (Reads(record.kind) ? "reads" : "writes") + " it on " + PipeName(other) +
+                        " of " + first.Name());
           ordered = true;
         }
       }
       // A write that covers an ordered record replaces it; a pipe's later read replaces its
       // earlier.
-      if (ordered && range.kind == Kind::kWrite && (record.mask & ~mask) == 0) keep = false;
+      if (ordered && Overwrites(range.kind) && (record.mask & ~mask) == 0) keep = false;
       if (record.thread == self && record.kind == range.kind && (record.mask & ~mask) == 0)
         keep = false;
     }
@@ -150,7 +149,7 @@ inline void CheckRange(const Instruction& instruction, const Range& range, uint3
                        uint32_t site) {
   const uint64_t end = range.offset + range.length;
   Space& space = *range.space;
-  if (range.kind != Kind::kWrite && !range.carry) {
+  if (!Overwrites(range.kind) && !range.carry) {
     const void* hole = std::memchr(space.valid.data() + range.offset, 0, range.length);
     if (hole) {
       const uint64_t at = static_cast<const uint8_t*>(hole) - space.valid.data();
@@ -160,7 +159,7 @@ inline void CheckRange(const Instruction& instruction, const Range& range, uint3
       std::memset(space.valid.data() + range.offset, 1, range.length);
     }
   }
-  if (range.kind != Kind::kRead && !range.carry)
+  if (!Reads(range.kind) && !range.carry)
     std::memset(space.valid.data() + range.offset, 1, range.length);
   for (uint64_t block = range.offset / kBlock; block * kBlock < end; ++block) {
     const uint64_t low = block * kBlock < range.offset ? range.offset - block * kBlock : 0;
@@ -168,7 +167,7 @@ inline void CheckRange(const Instruction& instruction, const Range& range, uint3
     const uint32_t upto = high == 32 ? ~0u : (1u << high) - 1;
     CheckBlock(instruction, range, block, upto & ~((1u << low) - 1), index, site);
   }
-  if (space.global && range.kind != Kind::kRead && instruction.pipe != kS)
+  if (space.global && !Reads(range.kind) && instruction.pipe != kS)
     for (uint64_t line = range.offset / kCacheLine; line * kCacheLine < end; ++line)
       ++space.line_version[line];
 }

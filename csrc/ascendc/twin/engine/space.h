@@ -18,7 +18,20 @@ struct Loc {
   }
 };
 
-enum class Kind : uint8_t { kRead, kWrite, kAtomic };
+// The last two are the scalar unit's reads and writes beside its cache: one of them sees all of
+// another, so that a core may poll for what another writes.
+enum class Kind : uint8_t { kRead, kWrite, kAtomic, kPolled, kPosted };
+
+inline bool Reads(Kind kind) { return kind == Kind::kRead || kind == Kind::kPolled; }
+// Of what was there nothing is left.
+inline bool Overwrites(Kind kind) { return kind == Kind::kWrite || kind == Kind::kPosted; }
+
+// Whether two accesses to the same bytes need an order.
+inline bool Conflict(Kind a, Kind b) {
+  if (a == b) return Overwrites(a);
+  if (Reads(a) && Reads(b)) return false;
+  return !(a == Kind::kPolled && b == Kind::kPosted) && !(a == Kind::kPosted && b == Kind::kPolled);
+}
 
 // One unit that executes in order: a pipe of a core. Clocks are indexed by it.
 using ThreadId = uint32_t;
