@@ -174,6 +174,8 @@ docs-check: build ## fail where a table is not what its committed results make
 	$(BIN)/python benchmarks/cpu_limits.py --table README.md --check
 	$(BIN)/python benchmarks/cpu_limits.py --table docs/benchmarks.md --check \
 	  --result $(RESULTS)/cpu_limits_avx2.json
+	$(BIN)/python benchmarks/cpu_limits.py --table docs/benchmarks.md --check \
+	  --result $(RESULTS)/cpu_limits_zen4.json
 	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check
 
