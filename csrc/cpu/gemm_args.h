@@ -2,8 +2,8 @@
 //
 //   D[i, j] = sum over k of A(i, k) B(k, j),   i < rows, j < cols, k < depth
 //
-// Three ways to cut it (gemm_plan says which). One operand is packed once by all threads, a chunk at
-// a time, and each task packs what it needs of the other:
+// Three ways to cut it (gemm_plan says which). One operand is packed once by all threads, a chunk
+// at a time, and each task packs what it needs of the other:
 //   tall    B is shared; a task packs some rows of A for the whole depth and multiplies them with
 //           every panel of columns.
 //   wide    for few rows or a very long depth: A is shared; a task packs a panel of B, a block of
