@@ -155,8 +155,10 @@ results: bench-full $(ASCEND)/installed ## measure again, and write the committe
 	$(BIN)/python -m mmkern.bench.matrix out/cpu.xml out/triton.xml out/ascend.xml out/ascendc.xml \
 	  $(RESULTS)/cpu.json --gate $(RESULTS)/gpu_gate.json --ascend-gate $(RESULTS)/ascend_gate.json \
 	  $(addprefix --gpu ,$(wildcard $(RESULTS)/gpu.json)) -o $(RESULTS)/matrix.json
+	$(BIN)/python benchmarks/model_shares.py
 	$(TABLES) $(RESULTS)/cpu.json README.md --short
 	$(TABLES) $(RESULTS)/cpu.json docs/benchmarks.md
+	$(BIN)/python benchmarks/model_shares.py --table docs/benchmarks.md
 	$(TABLES) $(RESULTS)/matrix.json README.md
 	$(foreach run,$(wildcard $(RESULTS)/gpu.json),$(TABLES) $(run) docs/triton.md)
 
@@ -176,6 +178,7 @@ docs-check: build ## fail where a table is not what its committed results make
 	  --result $(RESULTS)/cpu_limits_avx2.json
 	$(BIN)/python benchmarks/cpu_limits.py --table docs/benchmarks.md --check \
 	  --result $(RESULTS)/cpu_limits_zen4.json
+	$(BIN)/python benchmarks/model_shares.py --table docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/gate_power.json docs/benchmarks.md --check
 	$(TABLES) $(RESULTS)/gate_power_busy.json docs/benchmarks.md --check
 
