@@ -193,7 +193,8 @@ sanitize: $(VENV)/installed ## kernel tests on a build with the address and unde
 	PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
-	  MMKERN_CACHE_MB=0 $(BIN)/pytest tests/test_accuracy.py tests/test_edges.py -q -x -k 'not fallback' -p no:cacheprovider
+	  MMKERN_CACHE_MB=0 $(BIN)/pytest tests/test_accuracy.py tests/test_edges.py tests/test_determinism.py -q -x \
+	  -k 'not fallback and not ten_runs and not neighbours' -p no:cacheprovider
 
 .PHONY: arm-check
 arm-check: $(VENV)/installed ## on Debian with a cross-compiler: the CPU kernels on 64-bit ARM, emulated

@@ -83,6 +83,15 @@ def test_rows_of_a_deep_product_are_the_same_in_any_company(dtype, depth):
         assert torch.equal(mmkern.patch_embed(x[:rows], weight, bias), whole[:rows])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_pixels_in_deep_patches_are_the_flattened_patches(dtype):
+    x = torch.randn(2, 3, 128, 128).to(dtype)
+    weight, bias = torch.randn(107, 3, 32, 32).to(dtype) / 32, torch.randn(107).to(dtype)
+    patches = x.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).reshape(32, -1)
+    expected = mmkern.patch_embed(patches, weight, bias)
+    assert torch.equal(mmkern.patch_embed(x, weight, bias).reshape(32, -1), expected)
+
+
 def test_a_weight_that_is_not_aligned_or_of_odd_depth_gives_the_same_bits():
     x, weight = torch.randn(48, 2060).bfloat16(), torch.randn(50, 2060).bfloat16() / 8
     expected = mmkern.mlp(x, weight, None, torch.eye(50).bfloat16(), None)

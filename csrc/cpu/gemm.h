@@ -111,7 +111,8 @@ struct ByRow {
     }
   }
 
-  // to[panel][cell][kTileCols], by transposing kLanes rows at a time.
+  // to[panel][cell][kTileCols], by transposing kLanes rows at a time. Of a source that leaves rows
+  // where they are: the others would share one room.
   void pack_b(int64_t j0, int64_t nj, int64_t k0, int64_t nk, C* to, T* room) const {
     const int64_t steps = cells<C>(nk);
     for (int64_t j = 0; j < nj; j += kLanes) {

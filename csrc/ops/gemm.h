@@ -137,7 +137,7 @@ inline bool gemm_in_place(DType dtype, int64_t cols, int64_t depth, const RowsVi
   return pairs && depth > 0 && depth % 2 == 0 && b.inner >= cols && aligned;
 }
 
-// b: the rows that are the columns of B, if they are such.
+// b: the rows that are the columns of B, if they are such and rows of A are not gathered.
 inline GemmPlan gemm_plan(DType dtype, int64_t rows, int64_t cols, int64_t depth,
                           const RowsView* b = nullptr) {
   constexpr int64_t kFewRows = 720, kManyColumns = 512, kLongDepth = 6144;

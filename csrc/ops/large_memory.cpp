@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
@@ -53,12 +54,12 @@ size_t limit_from_environment() {
   return megabytes << 20;
 }
 
-// Never waits for its lock: who does not get it allocates and frees as if nothing were kept. A
-// process that is forked while another thread holds the lock can therefore go on.
+// Tensors never wait for the lock: who does not get it allocates and frees as if nothing were kept.
+// A process that is forked while another thread holds the lock can therefore go on.
 class LargeMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    const size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    const size_t size = (std::max<size_t>(bytes, 1) + kHugePage - 1) / kHugePage * kHugePage;
     std::unique_ptr<Block> block = take(size);
     if (block == nullptr) block = std::make_unique<Block>(size);
     void* data = block->data;

@@ -95,8 +95,8 @@ at::Tensor patch_embed(const at::Tensor& x, const at::Tensor& weight_in,
     args.pos_batch_stride = per_sample ? pos_embed.stride(0) : 0;
   }
   args.out = out.data_ptr();
-  args.plan =
-      gemm_plan(args.dtype, batch * args.tokens, channels, weight.numel() / channels, &args.weight);
+  args.plan = gemm_plan(args.dtype, batch * args.tokens, channels, weight.numel() / channels,
+                        args.flattened ? &args.weight : nullptr);
   run_gemm(args, MMKERN_PICK(patch_embed_forward));
   return out;
 }
