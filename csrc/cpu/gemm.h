@@ -302,15 +302,24 @@ struct BlockProduct {
   }
 };
 
+// The block of D that a task computes: rows [i, i + rows), columns [j, j + cols).
+struct Block {
+  int64_t i, j, rows, cols;
+};
+MMKERN_INLINE Block block_of(const GemmTask& task, int64_t rows, int64_t cols,
+                             const GemmPlan& plan) {
+  const int64_t across = (cols + plan.block_cols - 1) / plan.block_cols;
+  const int64_t i = task.index / across * plan.block_rows;
+  const int64_t j = task.index % across * plan.block_cols;
+  return {i, j, least<int64_t>(plan.block_rows, rows - i),
+          least<int64_t>(plan.block_cols, cols - j)};
+}
+
 template <class T, class A, class B, class Store>
 void gemm_tall(const GemmPlan& plan, const GemmTask& task, const A& a, const B&, const Store& store,
                float* scratch) {
   using C = Cell<T>;
-  const int64_t col_blocks = (task.count + plan.block_cols - 1) / plan.block_cols;
-  const int64_t i0 = task.index / col_blocks * plan.block_rows;
-  const int64_t j0 = task.index % col_blocks * plan.block_cols;
-  const int64_t ni = least<int64_t>(plan.block_rows, plan.rows - i0);
-  const int64_t nj = least<int64_t>(plan.block_cols, task.count - j0);
+  const auto [i0, j0, ni, nj] = block_of(task, plan.rows, task.count, plan);
   C* const packed_a = reinterpret_cast<C*>(scratch);
   a.pack_a(i0, ni, 0, plan.depth, packed_a, reinterpret_cast<T*>(scratch + plan.gathered));
   for (int64_t j = j0; j < j0 + nj; j += kTileCols) {
@@ -333,11 +342,8 @@ template <class T, class A, class B, class Store>
 void gemm_wide(const GemmPlan& plan, const GemmTask& task, const A&, const B& b, const Store& store,
                float* scratch) {
   using C = Cell<T>;
-  const int64_t col_blocks = (plan.cols + plan.block_cols - 1) / plan.block_cols;
-  const int64_t i0 = task.index / col_blocks * plan.block_rows;
-  const int64_t j0 = task.index % col_blocks * plan.block_cols;
-  const int64_t ni = least<int64_t>(plan.block_rows, task.count - i0);
-  const int64_t end = least<int64_t>(j0 + plan.block_cols, plan.cols);
+  const auto [i0, j0, ni, nj] = block_of(task, task.count, plan.cols, plan);
+  const int64_t end = j0 + nj;
   C* const packed_b = reinterpret_cast<C*>(scratch);
   T* const gathered = reinterpret_cast<T*>(scratch + plan.gathered);
   for (int64_t j = j0; j < end; j += kTileCols) {
@@ -399,11 +405,7 @@ template <class T, class B, class Store>
 __attribute__((noinline)) void gemm_turned(const GemmPlan& plan, const GemmTask& task, const B& b,
                                            const Store& store, float* scratch) {
   using C = Cell<T>;
-  const int64_t col_blocks = (plan.cols + plan.block_cols - 1) / plan.block_cols;
-  const int64_t i0 = task.index / col_blocks * plan.block_rows;
-  const int64_t j0 = task.index % col_blocks * plan.block_cols;
-  const int64_t ni = least<int64_t>(plan.block_rows, task.count - i0);
-  const int64_t nj = least<int64_t>(plan.block_cols, plan.cols - j0);
+  const auto [i0, j0, ni, nj] = block_of(task, task.count, plan.cols, plan);
   const int64_t strips = (nj + kTileRows - 1) / kTileRows;
   const int64_t panels = (ni + kTileCols - 1) / kTileCols;
   for (int64_t k0 = 0; k0 == 0 || k0 < plan.depth; k0 += kDepthBlock<T>) {

@@ -24,14 +24,30 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kDefaultLimit = 256;  // MiB
 
-struct Block {
-  explicit Block(size_t size) : bytes(size), data(std::aligned_alloc(kHugePage, size)) {
-    if (data == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-    madvise(data, bytes, MADV_HUGEPAGE);  // a hint: may fail
+// From the system and back to it: the C library would keep some of what is freed.
+void* map_pages(size_t bytes) {
+  constexpr int kProtection = PROT_READ | PROT_WRITE, kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
+  void* mapped = mmap(nullptr, bytes + kHugePage, kProtection, kFlags, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(mapped);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + bytes, kHugePage - before);
+  madvise(begin + before, bytes, MADV_HUGEPAGE);  // a hint: may fail
+  return begin + before;
+}
+void unmap_pages(void* data, size_t bytes) { munmap(data, bytes); }
+#else
+void* map_pages(size_t bytes) { return std::aligned_alloc(kHugePage, bytes); }
+void unmap_pages(void* data, size_t) { std::free(data); }
 #endif
+
+struct Block {
+  explicit Block(size_t size) : bytes(size), data(map_pages(size)) {
+    if (data == nullptr) throw std::bad_alloc();
   }
-  ~Block() { std::free(data); }
+  ~Block() { unmap_pages(data, bytes); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
