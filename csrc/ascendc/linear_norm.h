@@ -39,9 +39,9 @@ inline double separate_cycles(LinearTiling t) {
   return kLaunchCycles + static_cast<double>(t.m) * t.k * element + choose_tiles(t);
 }
 
-// Elements of the ring of rows: two rows of tiles for each cube core.
+// Elements of the ring of rows: kRowSlots rows of tiles for each cube core.
 inline int64_t row_ring_of(const LinearTiling& t) {
-  return int64_t{blocks_of(t)} * 2 * t.tile_m * t.k;
+  return int64_t{blocks_of(t)} * kRowSlots * t.tile_m * t.k;
 }
 
 // The most rows at once for which a vector core has room beside the epilogue; false if for none.
