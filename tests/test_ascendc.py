@@ -93,7 +93,7 @@ def _layers(rows, width):
     return {"x": T((rows, width)), **weights, "b1": T((width,)), "b2": T((width,))}
 
 
-def _normed(name, rows, width, outputs, merge=1, *, norm="layer", offset=0.0):
+def _normed(name, rows, width, outputs, merge=1, *, norm="layer", offset=0.0, affine=True):
     """Both linear layers behind a norm of rows whose mean may be far from 0."""
     wide = merge * merge * width
     return Case(
@@ -101,7 +101,8 @@ def _normed(name, rows, width, outputs, merge=1, *, norm="layer", offset=0.0):
         {
             "x": T((rows, width), offset=offset), "w1": T((outputs, wide), scale=wide**-0.5),
             "b1": T((outputs,)), "w2": T((16, outputs), scale=outputs**-0.5), "b2": None,
-            "norm": norm, "norm_weight": T((width,)), "norm_bias": T((width,)), "merge": merge,
+            "norm": norm, "merge": merge,
+            **{n: T((width,)) if affine else None for n in ("norm_weight", "norm_bias")},
         },
     )  # fmt: skip
 
@@ -112,6 +113,8 @@ NORMED = [
     _normed("parts", 1200, 40, 300, 2, offset=30.0),
     _normed("one_part", 900, 24, 20, 3, norm="rms"),
     _normed("wide_rows", 20, 4096, 24),
+    _normed("tail_of_a_row", 33 * 9, 24, 20, 3, norm="rms", affine=False),
+    _normed("a_row", 1, 40, 40),
 ]
 #: what takes several blocks of a head, several depths of a turned operand, several groups of rows
 LARGE = [
@@ -144,6 +147,19 @@ def test_norm_inside_the_linear_layer(case):
     assert [report["kernel"] for report in reports()] == ["linear_normed", "linear"]
     (got,) = late(lambda: forward(mmkern, case, kwargs))
     assert torch.equal(early[0], got)
+
+
+@pytest.mark.parametrize("case", NORMED, ids=lambda c: c.id)
+def test_norm_inside_gives_the_bits_of_one_before(case):
+    kwargs = case.make(torch.bfloat16)
+    inside = mmkern.mlp(**kwargs)
+    norm = [kwargs.pop(name) for name in ("norm_weight", "norm_bias", "norm")]
+    x = kwargs.pop("x")
+    y = ascendc_twin.ops().modulate(x, None, None, None, None, *norm, kwargs.get("eps", 1e-6))[1]
+    before = mmkern.mlp(y, **kwargs)
+    kernels = [report["kernel"] for report in reports()]
+    assert kernels == ["linear_normed", "linear", "modulate", "linear", "linear"]
+    assert torch.equal(inside, before)
 
 
 APART = {"no_room": (2, _normed("", 3, 6400, 256)), "slower": (24, _normed("", 256, 2400, 24, 4))}

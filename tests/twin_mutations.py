@@ -1,9 +1,9 @@
 """Plants each fault of twin_mutants.py in its kernel and says what caught it.
 
-A fault is caught by the twin when a run has a finding, by the numbers when an output differs from the
-sound kernel's in any bit, with pipes early or late, and by the system when a run crashes or has no
-end. An error of these tools catches nothing: it ends them. Whether the sound kernels are right is what
-`make twin-check` holds against the reference. Exits with 1 where a fault escaped.
+A fault is caught by the twin when a run has a finding, by the numbers when an output differs from
+the sound kernel's in any bit, with pipes early or late, and by the system when a run crashes or has
+no end. An error of these tools catches nothing: it ends them. Whether the sound kernels are right
+is what `make twin-check` holds against the reference. Exits with 1 where a fault escaped.
 
 To compile the twin once for many faults, the copies of a source share a translation unit, each in a
 namespace of its own, with no kernel but that of its case.
@@ -12,7 +12,6 @@ namespace of its own, with no kernel but that of its case.
 import argparse
 import hashlib
 import multiprocessing
-import os
 import re
 import resource
 import signal
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from twin_cases import CASES
 from twin_mutants import MUTANTS
-from twin_run import ROOT, Library, compiled
+from twin_run import JOBS, ROOT, Library, compiled
 
 KERNELS = ROOT / "kernels" / "ascendc"
 RUNS = ({}, {"lazy": True, "order": 3})
@@ -108,7 +107,7 @@ def run_here(path: Path, case: str, name: str) -> tuple[set[str], str]:
 
 def answer_for(answer, *run) -> None:
     """Sends what run_here gives, or the text of its exception."""
-    # a signal of its own comes at the first limit, and SIGKILL, which others send too, at the second
+    # SIGXCPU comes at the first limit; at the second SIGKILL, which may have another sender
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 60))
     try:
         answer.send(run_here(*run))
@@ -174,7 +173,7 @@ def main() -> int:
         groups += [numbers[i : i + COPIES] for i in range(0, len(numbers), COPIES)]
     caught = {}
     with tempfile.TemporaryDirectory(prefix="twin_mutants_") as folder:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(JOBS) as pool:
             paths = list(pool.map(lambda g: build(g, sources, Path(folder)), groups))
         for numbers, path in zip(groups, paths, strict=True):
             cases = {case_of(at) for at in numbers}

@@ -10,8 +10,8 @@
 namespace mmkern {
 
 // Besides those of gemm.h. Of each row of tiles the cube core is told in parts, a part being the
-// normalised rows of x that lie at one place in the rows of a. No flag says that a slot is free: the
-// last kPieceReady of a row of tiles does, as the products before it have read all of its rows.
+// normalised rows of x that lie at one place in the rows of a. No flag says that a slot is free:
+// the last kPieceReady of a row of tiles does, as the products before it have read all of its rows.
 constexpr uint16_t kRowsReady = 2;
 
 // Where a core's ring begins: kRowSlots times tile_m rows of k elements.
