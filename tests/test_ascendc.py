@@ -162,16 +162,30 @@ def test_norm_inside_gives_the_bits_of_one_before(case):
     assert torch.equal(inside, before)
 
 
-APART = {"no_room": (2, _normed("", 3, 6400, 256)), "slower": (24, _normed("", 256, 2400, 24, 4))}
+def test_tiles_that_leave_room_for_a_row():
+    """Beside the widest tiles, with what backward saves, a vector core has no room for it."""
+    case = _normed("", 3, 6400, 256)
+    check_gradients(case, case.make(torch.bfloat16))
+    assert [report["kernel"] for report in reports()][:2] == ["linear_normed", "linear"]
+
+
+APART = {
+    "no_room": (2, _normed("", 3, 9600, 256), ["linear", "linear"]),
+    "slower": (24, _normed("", 256, 2400, 24, 4), ["modulate", "linear", "linear"]),
+}
 
 
 @pytest.mark.parametrize("name", APART)
-def test_norm_by_a_launch_of_its_own(name):
-    """Where a vector core has no room for a row, and where few wide rows would be waited for."""
-    cores, case = APART[name]
+def test_norm_before_the_linear_layer(name):
+    """Of rows for which a vector core has no room, modulate's reference; of few wide rows, which
+    would be waited for, modulate.
+    """
+    cores, case, kernels = APART[name]
     ascendc_twin.ops().configure(cores, False, 0)
     check_gradients(case, case.make(torch.bfloat16))
-    assert [report["kernel"] for report in reports()][:3] == ["modulate", "linear", "linear"]
+    assert [report["kernel"] for report in reports()][: len(kernels)] == kernels
+    references = ascendc_twin.ops().take_references()
+    assert ("mmkern::modulate" in references) == (kernels[0] == "linear")
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (1, 40, 2, 24)], ids=["mlp", "attention"])
