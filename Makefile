@@ -52,11 +52,13 @@ triton-oldest: $(OLDEST)/installed ## the Triton kernels with torch 2.11 and Tri
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --small
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --part times --match vit_l16 --output out/oldest.json
 
-# Each is one core's work for the most part, so twin-check runs two at a time. A process of its own for
-# the ops, because their first test compiles the kernels and the twin.
+# Each is one core's work for the most part, so twin-check runs two at a time, each with half the
+# compilers, and a part that fails stops no other. A process of its own for the ops, because their
+# first test compiles the kernels and the twin.
 .PHONY: twin-check twin-tests twin-faults twin-ops twin-examples
 twin-check: $(VENV)/installed ## all that runs the AscendC kernels on the CPU, on a twin of their API
-	@$(MAKE) --no-print-directory -j2 --output-sync twin-faults twin-ops twin-tests
+	@MAX_JOBS=$${MAX_JOBS:-$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 ))} \
+	  $(MAKE) --no-print-directory -k -j2 twin-faults twin-ops twin-tests
 
 twin-ops: $(VENV)/installed ## the ops on the AscendC kernels, by the accuracy rule
 	$(BIN)/python -m pytest tests/test_ascendc.py -q --durations=5

@@ -93,7 +93,7 @@ def _layers(rows, width):
     return {"x": T((rows, width)), **weights, "b1": T((width,)), "b2": T((width,))}
 
 
-def _normed(name, rows, width, outputs, merge=1, *, norm="layer", offset=0.0):
+def _normed(name, rows, width, outputs, merge=1, *, norm="layer", offset=0.0, affine=True):
     """Both linear layers behind a norm of rows whose mean may be far from 0."""
     wide = merge * merge * width
     return Case(
@@ -101,7 +101,8 @@ def _normed(name, rows, width, outputs, merge=1, *, norm="layer", offset=0.0):
         {
             "x": T((rows, width), offset=offset), "w1": T((outputs, wide), scale=wide**-0.5),
             "b1": T((outputs,)), "w2": T((16, outputs), scale=outputs**-0.5), "b2": None,
-            "norm": norm, "norm_weight": T((width,)), "norm_bias": T((width,)), "merge": merge,
+            "norm": norm, "merge": merge,
+            **{n: T((width,)) if affine else None for n in ("norm_weight", "norm_bias")},
         },
     )  # fmt: skip
 
@@ -112,6 +113,8 @@ NORMED = [
     _normed("parts", 1200, 40, 300, 2, offset=30.0),
     _normed("one_part", 900, 24, 20, 3, norm="rms"),
     _normed("wide_rows", 20, 4096, 24),
+    _normed("tail_of_a_row", 33 * 9, 24, 20, 3, norm="rms", affine=False),
+    _normed("a_row", 1, 40, 40),
 ]
 #: what takes several blocks of a head, several depths of a turned operand, several groups of rows
 LARGE = [
@@ -146,16 +149,43 @@ def test_norm_inside_the_linear_layer(case):
     assert torch.equal(early[0], got)
 
 
-APART = {"no_room": (2, _normed("", 3, 6400, 256)), "slower": (24, _normed("", 256, 2400, 24, 4))}
+@pytest.mark.parametrize("case", NORMED, ids=lambda c: c.id)
+def test_norm_inside_gives_the_bits_of_one_before(case):
+    kwargs = case.make(torch.bfloat16)
+    inside = mmkern.mlp(**kwargs)
+    norm = [kwargs.pop(name) for name in ("norm_weight", "norm_bias", "norm")]
+    x = kwargs.pop("x")
+    y = ascendc_twin.ops().modulate(x, None, None, None, None, *norm, kwargs.get("eps", 1e-6))[1]
+    before = mmkern.mlp(y, **kwargs)
+    kernels = [report["kernel"] for report in reports()]
+    assert kernels == ["linear_normed", "linear", "modulate", "linear", "linear"]
+    assert torch.equal(inside, before)
+
+
+def test_tiles_that_leave_room_for_a_row():
+    """Beside the widest tiles, with what backward saves, a vector core has no room for it."""
+    case = _normed("", 3, 6400, 256)
+    check_gradients(case, case.make(torch.bfloat16))
+    assert [report["kernel"] for report in reports()][:2] == ["linear_normed", "linear"]
+
+
+APART = {
+    "no_room": (2, _normed("", 3, 9600, 256), ["linear", "linear"]),
+    "slower": (24, _normed("", 256, 2400, 24, 4), ["modulate", "linear", "linear"]),
+}
 
 
 @pytest.mark.parametrize("name", APART)
-def test_norm_by_a_launch_of_its_own(name):
-    """Where a vector core has no room for a row, and where few wide rows would be waited for."""
-    cores, case = APART[name]
+def test_norm_before_the_linear_layer(name):
+    """Of rows for which a vector core has no room, modulate's reference; of few wide rows, which
+    would be waited for, modulate.
+    """
+    cores, case, kernels = APART[name]
     ascendc_twin.ops().configure(cores, False, 0)
     check_gradients(case, case.make(torch.bfloat16))
-    assert [report["kernel"] for report in reports()][:3] == ["modulate", "linear", "linear"]
+    assert [report["kernel"] for report in reports()][: len(kernels)] == kernels
+    references = ascendc_twin.ops().take_references()
+    assert ("mmkern::modulate" in references) == (kernels[0] == "linear")
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (1, 40, 2, 24)], ids=["mlp", "attention"])

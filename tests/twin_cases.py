@@ -122,13 +122,17 @@ def linear(m: int = 65, n: int = 168, k: int = 328):
     ]
 
 
-def linear_normed(m: int = 70, members: int = 4, columns: int = 72, rows: int = 3):
-    """Several rows of tiles for each core, several depths, and a part that ends within one."""
+def linear_normed(m: int = 70, members: int = 4, columns: int = 72, rows: int = 3, rms=False):
+    """Several rows of tiles for each core, several depths, and a part that ends within one.
+
+    The norm is LayerNorm with weight and bias, or RMSNorm without.
+    """
     n, k, stride = 168, members * columns, columns + 8
+    flags = members if members <= 7 else 1  # as kMostRowFlags
+    affine = [None, None] if rms else [values(2, columns), values(3, columns)]
     return [
         values(1, m * members, stride),
-        values(2, columns),
-        values(3, columns),
+        *affine,
         values(4, n, k),
         values(5, n),
         empty(m, n),
@@ -136,7 +140,7 @@ def linear_normed(m: int = 70, members: int = 4, columns: int = 72, rows: int = 
         empty(2 * 2 * 16, k, role="workspace"),
         ring(2, 16, 144),
         linear_tiling(m, n, k, 16, 144, activation=1, saves=1, in_runs=1),
-        struct.pack("<q6ifi", stride, columns, members, members, rows, 2, 1, 1e-5, 0),
+        struct.pack("<q6ifi", stride, columns, members, flags, rows, 2, 1 + rms, 1e-5, 0),
     ]
 
 
@@ -293,6 +297,16 @@ CASES = {
         "mix12",
         2,
         partial(linear_normed, 20, 1, 800, 8),
+    ),
+    "linear_normed_tail": Case(
+        "mlp.cpp",
+        "mmkern_linear_normed_float16",
+        "mix12",
+        2,
+        partial(linear_normed, 33, 9, 24, rms=True),
+    ),
+    "linear_normed_row": Case(
+        "mlp.cpp", "mmkern_linear_normed_float16", "mix12", 2, partial(linear_normed, 1, 1, 40)
     ),
     "linear_normed": Case("mlp.cpp", "mmkern_linear_normed_float16", "mix12", 2, linear_normed),
     "linear_backward": Case(

@@ -1,8 +1,9 @@
 """Plants each fault of twin_mutants.py in its kernel and says what caught it.
 
-A fault is caught by the twin when a run has a finding, and by the numbers when an output differs
-from the sound kernel's in any bit, with pipes early or late. Whether the sound kernels are right is
-what `make twin-check` holds against the reference. Exits with 1 where a fault escaped.
+A fault is caught by the twin when a run has a finding, by the numbers when an output differs from
+the sound kernel's in any bit, with pipes early or late, and by the system when a run crashes or has
+no end. An error of these tools catches nothing: it ends them. Whether the sound kernels are right
+is what `make twin-check` holds against the reference. Exits with 1 where a fault escaped.
 
 To compile the twin once for many faults, the copies of a source share a translation unit, each in a
 namespace of its own, with no kernel but that of its case.
@@ -11,22 +12,24 @@ namespace of its own, with no kernel but that of its case.
 import argparse
 import hashlib
 import multiprocessing
-import os
 import re
 import resource
+import signal
 import sys
 import tempfile
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from twin_cases import CASES
 from twin_mutants import MUTANTS
-from twin_run import ROOT, Library, compiled
+from twin_run import JOBS, ROOT, Library, compiled
 
 KERNELS = ROOT / "kernels" / "ascendc"
 RUNS = ({}, {"lazy": True, "order": 3})
 CPU_S, WALL_S = 120, 900  # a loaded machine may keep a run waiting for long
-LEAST = 165  # faults, or some were dropped
+COUNT = 180  # faults, or some were dropped
+CATCHERS = ("twin", "numbers", "system")
 COPIES = 16  # of a source in one translation unit
 NAMES = {case.kernel for case in CASES.values()}
 
@@ -91,8 +94,7 @@ def build(numbers: list[int], sources: dict[str, str], folder: Path) -> Path:
     return compiled(file)
 
 
-def run_here(path: Path, case: str, name: str, answer) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+def run_here(path: Path, case: str, name: str) -> tuple[set[str], str]:
     library, entry = Library(path), CASES[case]
     rules, digest = set(), hashlib.sha256()
     for options in RUNS:
@@ -100,28 +102,60 @@ def run_here(path: Path, case: str, name: str, answer) -> None:
         rules |= found
         for output in outputs:
             digest.update(output)
-    answer.send((rules, digest.hexdigest()))
+    return rules, digest.hexdigest()
+
+
+def answer_for(answer, *run) -> None:
+    """Sends what run_here gives, or the text of its exception."""
+    # SIGXCPU comes at the first limit; at the second SIGKILL, which may have another sender
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 60))
+    try:
+        answer.send(run_here(*run))
+    except Exception:
+        answer.send(traceback.format_exc())
 
 
 def run_apart(path: Path, case: str, name: str) -> tuple[set[str], str]:
-    """In a process of its own: a fault may crash it, or keep it busy for ever."""
+    """In a process of its own: a fault may crash it, or keep it busy for ever.
+
+    Raises RuntimeError for what is no answer about the kernel: an exception in Python, an exit, or
+    a SIGKILL, as of a system that is out of memory.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=run_here, args=(path, case, name, sender))
+    process = context.Process(target=answer_for, args=(sender, path, case, name))
     process.start()
     sender.close()
     try:
-        return receiver.recv() if receiver.poll(WALL_S) else ({"no end"}, "")
+        if not receiver.poll(WALL_S):
+            return {"no end"}, ""
+        got = receiver.recv()
     except EOFError:
-        return {"crash or no end"}, ""
+        process.join()
+        code = process.exitcode
+        if code >= 0 or code == -signal.SIGKILL:
+            raise RuntimeError(f"{case}, {name}: exit code {code} without an answer") from None
+        return {"no end" if code == -signal.SIGXCPU else signal.Signals(-code).name}, ""
     finally:
         process.kill()
         process.join()
+    if isinstance(got, str):
+        raise RuntimeError(f"{case}, {name}: {got}")
+    return got
+
+
+def what_caught(rules: set[str], differs: bool) -> str:
+    """By whom a fault was caught; nothing if it was not."""
+    names = ", ".join(sorted(rules))
+    if any(rule == "no end" or rule.startswith("SIG") for rule in rules):
+        return f"system ({names})"
+    return f"twin ({names})" if rules else "numbers" if differs else ""
 
 
 def shown(at: int) -> str:
     file, _, text, replacement = MUTANTS[at]
-    return f"{file}: {' '.join(text.split())[:60]} -> {replacement[:40] or 'nothing'}"
+    one_line, other = (" ".join(part.split()) for part in (text, replacement))
+    return f"{file}: {one_line[:60]} -> {other[:40] or 'nothing'}"
 
 
 def main() -> int:
@@ -139,7 +173,7 @@ def main() -> int:
         groups += [numbers[i : i + COPIES] for i in range(0, len(numbers), COPIES)]
     caught = {}
     with tempfile.TemporaryDirectory(prefix="twin_mutants_") as folder:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(JOBS) as pool:
             paths = list(pool.map(lambda g: build(g, sources, Path(folder)), groups))
         for numbers, path in zip(groups, paths, strict=True):
             cases = {case_of(at) for at in numbers}
@@ -150,16 +184,17 @@ def main() -> int:
                     return 1
             for at in numbers:
                 rules, outputs = run_apart(path, case_of(at), f"fault{at}")
-                by_numbers = "" if outputs == wanted[case_of(at)][1] else "numbers"
-                caught[at] = f"twin ({', '.join(sorted(rules))})" if rules else by_numbers
+                caught[at] = what_caught(rules, outputs != wanted[case_of(at)][1])
                 print(f"{shown(at)}: {caught[at] or 'ESCAPED'}", flush=True)
-    by_twin = sum(what.startswith("twin") for what in caught.values())
-    by_numbers = sum(what == "numbers" for what in caught.values())
+    by = {who: sum(w.startswith(who) for w in caught.values()) for who in CATCHERS}
     print(
-        f"{by_twin + by_numbers} of {len(caught)} planted faults caught: "
-        f"{by_twin} by the twin, {by_numbers} by the numbers"
+        f"{sum(by.values())} of {len(caught)} planted faults caught: "
+        + ", ".join(f"{count} by the {who}" for who, count in by.items())
     )
-    return 0 if all(caught.values()) and (only or len(caught) >= LEAST) else 1
+    if not only and len(caught) != COUNT:
+        print(f"there were {COUNT}: bring the count up to date")
+        return 1
+    return 0 if all(caught.values()) else 1
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ class _Options(ctypes.Structure):
 
 
 _once = threading.Lock()
-_pool = ThreadPoolExecutor(os.cpu_count())
+#: compilers at a time, as for setup.py
+JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+_pool = ThreadPoolExecutor(JOBS)
 
 
 @cache

@@ -2,6 +2,8 @@
 // launch of its own: which of the two is done first.
 #pragma once
 
+#include <limits>
+
 #include "linear.h"
 
 namespace mmkern::ascendc {
@@ -19,8 +21,11 @@ struct NormedLinear {
   NormTiling norm;
 };
 
-// Until the cube cores are done where the vector cores normalise: the first rows are waited for,
-// one part of them after the other; others are made while the cube multiplies.
+// Until all cores are done where the vector cores normalise: the cube cores wait for their first
+// rows, one part of them after the other; others are made while the cube multiplies. Several cores
+// may make the same rows. Moving these is left out: were every read one of HBM, all cores would
+// read an element in 2 * 24 / kHbmBytes = 0.054 cycles, and the two vector cores of each need
+// kNormCycles / 2 = 0.08 to normalise it; what they write stays in L2.
 inline double normed_cycles(const LinearTiling& t, const NormTiling& n) {
   const double rows = static_cast<double>(std::min<int64_t>(t.tile_m, t.m));
   const double norm = rows * t.k * kNormCycles / 2;
@@ -30,7 +35,7 @@ inline double normed_cycles(const LinearTiling& t, const NormTiling& n) {
   const double vector =
       static_cast<double>(rows_of_tiles) * norm + static_cast<double>(tiles) * epilogue;
   const double hidden = tile_cycles(t) * (n.flags - 1) / n.flags;
-  return std::max(norm / n.flags, norm - hidden) + std::max(cycles_of(t), vector);
+  return std::max(std::max(norm / n.flags, norm - hidden) + cycles_of(t), vector);
 }
 
 // The same with a pass over all rows before, of which each is read and written.
@@ -39,9 +44,9 @@ inline double separate_cycles(LinearTiling t) {
   return kLaunchCycles + static_cast<double>(t.m) * t.k * element + choose_tiles(t);
 }
 
-// Elements of the ring of rows: two rows of tiles for each cube core.
+// Elements of the ring of rows: kRowSlots rows of tiles for each cube core.
 inline int64_t row_ring_of(const LinearTiling& t) {
-  return int64_t{blocks_of(t)} * 2 * t.tile_m * t.k;
+  return int64_t{blocks_of(t)} * kRowSlots * t.tile_m * t.k;
 }
 
 // The most rows at once for which a vector core has room beside the epilogue; false if for none.
@@ -80,10 +85,12 @@ inline std::optional<NormedLinear> fold_norm(LinearTiling t, const Tensor& x,
   n.norm = norm_of(norm);
   n.eps = static_cast<float>(eps);
   t.in_runs = 1;
-  const double cycles =
-      choose_tiles(t, [&](const LinearTiling& tiles) { return normed_cycles(tiles, n); });
-  const bool in_l2 = row_ring_of(t) * 2 <= kMostRingBytes;
-  if (!in_l2 || cycles > separate_cycles(t) || !choose_rows(n, t)) return {};
+  const double cycles = choose_tiles(t, [&](const LinearTiling& tiles) {
+    const bool fits = row_ring_of(tiles) * 2 <= kMostRingBytes && choose_rows(n, tiles);
+    return fits ? normed_cycles(tiles, n) : std::numeric_limits<double>::infinity();
+  });
+  if (cycles > separate_cycles(t)) return {};
+  choose_rows(n, t);  // of the tiles that were chosen
   return NormedLinear{t, n};
 }
 

@@ -81,15 +81,14 @@ Tensor gathered(const Tensor& x, const OptionalTensor& rows) {
   return rows.has_value() ? a.index_select(0, *rows) : a;
 }
 
-// The rows that the first layer multiplies.
-Tensor merged_rows(const Tensor& x, const OptionalTensor& rows, const OptionalTensor& norm_weight,
-                   const OptionalTensor& norm_bias, std::string_view norm, double eps,
-                   int64_t merge) {
-  Tensor a = gathered(x, rows);
+// The rows that the first layer multiplies, of gathered ones.
+Tensor merged_rows(Tensor a, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                   std::string_view norm, double eps, int64_t merge) {
+  const int64_t channels = a.size(-1);
   if (norm != "none") {
     a = std::get<1>(modulate(a, {}, {}, {}, {}, norm_weight, norm_bias, norm, eps));
   }
-  return merge > 1 ? a.reshape({-1, merge * merge * x.size(-1)}) : a;
+  return merge > 1 ? a.reshape({-1, merge * merge * channels}) : a;
 }
 
 // The first layer; nothing if no kernel takes its rows.
@@ -97,12 +96,12 @@ std::optional<Layer> first_layer(const LinearTiling& t, const Tensor& x, const O
                                  const Tensor& w1, const OptionalTensor& b1,
                                  const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                                  std::string_view norm, double eps, int64_t merge) {
+  Tensor a = gathered(x, rows);
   if (norm != "none") {
-    const Tensor a = gathered(x, rows);
     const auto plan = fold_norm(t, a, norm_weight, norm_bias, norm, eps, merge * merge);
     if (plan) return linear_normed(*plan, a, norm_weight, norm_bias, w1, b1);
   }
-  const Tensor a = merged_rows(x, rows, norm_weight, norm_bias, norm, eps, merge);
+  a = merged_rows(a, norm_weight, norm_bias, norm, eps, merge);
   if (!is_matrix(a)) return {};
   return linear(t, a, w1, b1);
 }
@@ -177,7 +176,7 @@ SevenTensors mlp_backward(const Tensor& grad, const Tensor& x, const OptionalTen
     if (mask[3]) grads[3] = product(g, true, hidden);
     if (mask[2]) grads[2] = column_sums(dz).to(x.scalar_type());
     if (mask[1]) {
-      const Tensor a = merged_rows(x, rows, norm_weight, norm_bias, norm, eps, merge);
+      const Tensor a = merged_rows(gathered(x, rows), norm_weight, norm_bias, norm, eps, merge);
       grads[1] = product(dz, true, as_operand(a));
     }
     if (wants_input) {

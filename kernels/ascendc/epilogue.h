@@ -27,7 +27,6 @@ __aicore__ inline void CastRows(LocalTensor<To> dst, LocalTensor<From> src, int3
 // What the vector cores do before the epilogue of a tile: nothing, where its rows lie in memory.
 struct NoRows {
   __aicore__ inline void Before(const GemmTile&) {}
-  __aicore__ inline void End() {}
 };
 
 template <class T>
@@ -92,7 +91,6 @@ class Epilogue {
       AscendC::CrossCoreSetFlag<2, PIPE_MTE2>(kTileFree);
       ++done;
     }
-    before.End();
   }
 
  private:

@@ -10,13 +10,14 @@
 namespace mmkern {
 
 // Besides those of gemm.h. Of each row of tiles the cube core is told in parts, a part being the
-// normalised rows of x that lie at one place in the rows of a.
-constexpr uint16_t kRowsReady = 2, kRowsFree = 3;
+// normalised rows of x that lie at one place in the rows of a. No flag says that a slot is free:
+// the last kPieceReady of a row of tiles does, as the products before it have read all of its rows.
+constexpr uint16_t kRowsReady = 2;
 
-// Where a core's ring begins: two times tile_m rows of k elements.
+// Where a core's ring begins: kRowSlots times tile_m rows of k elements.
 template <class T>
 __aicore__ inline Address RowRing(Address ring, const LinearTiling& t, int64_t core) {
-  return ring + core * 2 * t.tile_m * t.k * static_cast<int64_t>(sizeof(T));
+  return ring + core * kRowSlots * t.tile_m * t.k * static_cast<int64_t>(sizeof(T));
 }
 
 // The cube core's side: a comes out of the ring.
@@ -27,10 +28,8 @@ struct NormedRows : PlainRows<T> {
   __aicore__ inline void LoadA(LocalTensor<T> dst, const LinearTiling& t, const GemmTile& tile,
                                int32_t chunk) {
     if (tile.row != row_) {
-      // all rows before these are on their way into L1
-      if (row_ >= 0) AscendC::CrossCoreSetFlag<2, PIPE_MTE2>(kRowsFree);
       row_ = tile.row;
-      slot_ ^= 1;
+      slot_ = (slot_ + 1) % kRowSlots;
       ready_ = 0;
     }
     int32_t last = chunk * this->Step(t) + this->Depth(t, chunk) - 1;
@@ -43,7 +42,7 @@ struct NormedRows : PlainRows<T> {
 
  private:
   int64_t row_ = -1;
-  int32_t slot_ = 1;
+  int32_t slot_ = kRowSlots - 1;
   int32_t ready_ = 0;  // parts
 };
 
@@ -75,7 +74,8 @@ class RowsIntoRing {
     }
   }
 
-  // Before the first tile of a row of them, its own rows if nobody made them, and the next ones.
+  // Before the first tile of a row of them, its own rows if nobody made them, and the next ones:
+  // every piece of the row before has come by then, so that its slot is free.
   __aicore__ inline void Before(const GemmTile& tile) {
     if (tile.row == row_) return;
     if (made_ == 0) Make(tile.row);
@@ -83,15 +83,11 @@ class RowsIntoRing {
     int64_t next = row_ + t_.tile_m;
     if (next < end_) Make(next);
   }
-  __aicore__ inline void End() {
-    if (made_ >= 2) AscendC::CrossCoreWaitFlag(kRowsFree);
-  }
 
  private:
   // The rows of the tiles at `row`.
   __aicore__ inline void Make(int64_t row) {
-    if (made_ >= 2) AscendC::CrossCoreWaitFlag(kRowsFree);
-    int32_t slot = made_ % 2, half = AscendC::GetSubBlockIdx();
+    int32_t slot = made_ % kRowSlots, half = AscendC::GetSubBlockIdx();
     int32_t m = static_cast<int32_t>(t_.m - row < t_.tile_m ? t_.m - row : t_.tile_m);
     int32_t middle = CeilDiv(m, 2), end = half ? m : middle;
     for (int32_t member = 0; member < n_.members; ++member) {

@@ -48,6 +48,9 @@ struct NormTiling {
   int32_t unused;
 };
 
+// Rows of tiles in a core's ring of normalised rows: one is multiplied while the next is made.
+constexpr int32_t kRowSlots = 2;
+
 // More could be set twice over before the cube core waits: a flag counts to 15.
 constexpr int32_t kMostRowFlags = 7;
 
