@@ -53,5 +53,6 @@ PYBIND11_MODULE(_C, m) {
       "The instruction sets that this CPU can run, lowest first.");
   m.def("empty_cache", &mmkern::empty_cache,
         "Free the memory that is kept of large outputs for the next ones.");
+  m.def("cached_bytes", &mmkern::cached_bytes, "How much of it is kept.");
   m.def("build_info", &build_info, "Compiler, kernel flags, instruction sets and torch version.");
 }

@@ -51,11 +51,13 @@ class OpsModule(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, through mmkern's matrix product on a CPU where that is much the faster one.
+    """nn.Linear, through mmkern's matrix product on a CPU in float32 and float16.
 
-    ``mmkern.patch_embed`` of flattened patches is that product. In float32 and float16 it is 1.1 to
-    30 times as fast as PyTorch's on CPUs that its math library is not tuned for
-    (benchmarks/NOTES.md); in bfloat16 PyTorch's is as fast, and so it is for a few rows.
+    ``mmkern.patch_embed`` of flattened patches is that product; docs/benchmarks.md has what models
+    gain by it. In bfloat16 PyTorch's is as fast, and so it is for fewer than 16 rows: a row's bits
+    may differ on the two sides of that number. Compiled and exported graphs, autocast and
+    subclasses of Tensor have nn.Linear's own forward. A second derivative does not exist where
+    mmkern's product ran; with ``ops="reference"`` it does.
     """
 
     FEWEST_ROWS = 16
@@ -76,10 +78,13 @@ class Linear(nn.Linear):
         return super().forward(x)
 
     def _suits(self, x):
-        here = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        plain = x.dim() in (2, 3) and x.dtype == self.weight.dtype
-        wide = x.dtype in (torch.float32, torch.float16)
-        return here and plain and wide and x.shape[:-1].numel() >= self.FEWEST_ROWS
+        if torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.is_nested:
+            return False
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.dim() not in (2, 3):
+            return False
+        wide = x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float16)
+        whole = x.shape[-1] == self.weight.shape[1] and self.weight.numel() > 0
+        return wide and whole and x.shape[:-1].numel() >= self.FEWEST_ROWS
 
 
 class LayerNorm(OpsModule):

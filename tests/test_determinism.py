@@ -73,7 +73,7 @@ def test_packed_segment_is_the_same_alone(dtype):
 def test_rows_of_a_deep_product_are_the_same_in_any_company(dtype, depth):
     """However many rows there are, which decides how the product is cut."""
     x = torch.randn(801, depth).to(dtype)
-    weight, bias = torch.randn(107, depth).to(dtype) / 8, torch.randn(107).to(dtype)
+    weight, bias = torch.randn(600, depth).to(dtype) / 8, torch.randn(600).to(dtype)
     whole = mmkern.patch_embed(x, weight, bias)
     exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
     eager = (torch.nn.functional.linear(x, weight, bias) - exact).abs().max()

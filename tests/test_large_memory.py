@@ -29,28 +29,46 @@ def norm(value=1.0, shape=ROWS):
     return mmkern.rms_norm(torch.full(shape, value), torch.full(shape[1:], value))
 
 
+def kept():
+    from mmkern import _C
+
+    return _C.cached_bytes() / PAGE
+
+
 def test_a_freed_output_is_lent_again():
     y = norm()
     address = y.data_ptr()
     assert address % PAGE == 0
+    assert kept() == 0
     del y
-    assert norm().data_ptr() == address
+    assert kept() == 4
+    y = norm()
+    assert kept() == 0
+    assert y.data_ptr() == address
+    del y
+    mmkern.empty_cache()
+    assert kept() == 0
 
 
 def test_a_little_smaller_output_takes_the_same_memory_and_a_much_smaller_one_does_not():
-    y = norm()
-    address = y.data_ptr()
+    y = norm(shape=(1280, 2048))
     del y
-    assert norm(shape=(900, 2048)).data_ptr() == address
-    assert norm(shape=(600, 2048)).data_ptr() != address
+    assert kept() == 5
+    y = norm(shape=(1024, 2048))
+    assert kept() == 0
+    del y
+    y = norm(shape=(768, 2048))
+    assert kept() == 5
+    del y
+    assert kept() == 5 + 3
 
 
 def test_outputs_in_use_share_nothing():
-    kept = [norm(float(value)) for value in range(1, 9)]
-    views = [y[-1] for y in kept]
-    addresses = {y.data_ptr() for y in kept}
-    assert len(addresses) == len(kept)
-    del kept
+    first = [norm(float(value)) for value in range(1, 9)]
+    views = [y[-1] for y in first]
+    addresses = {y.data_ptr() for y in first}
+    assert len(addresses) == len(first)
+    del first
     more = [norm(9.0) for _ in range(8)]
     assert addresses.isdisjoint(y.data_ptr() for y in more)
     for value, row in enumerate(views, 1):
@@ -58,9 +76,9 @@ def test_outputs_in_use_share_nothing():
 
 
 def test_no_more_is_kept_than_the_limit(resident):
-    kept = [norm() for _ in range(64)]  # 512 MiB
+    outputs = [norm() for _ in range(64)]  # 512 MiB
     before = resident()
-    del kept
+    del outputs
     freed = before - resident()
     assert (230 << 20) < freed < (282 << 20)
     mmkern.empty_cache()
@@ -116,11 +134,10 @@ def test_memory_lent_again_holds_no_part_of_the_result():
 
 SCRIPT = """
 import torch, mmkern
-x = torch.ones(1024, 2048)
-y = mmkern.rms_norm(x, None)
-address = y.data_ptr()
+from mmkern import _C
+y = mmkern.rms_norm(torch.ones(1024, 2048), None)
 del y
-print(mmkern.rms_norm(x, None).data_ptr() == address)
+print(_C.cached_bytes() >> 20)
 """
 
 
@@ -131,12 +148,33 @@ def in_a_process(limit):
 
 
 def test_the_limit_is_an_environment_variable():
-    assert in_a_process("8").stdout == "True\n"
-    assert in_a_process("7").returncode == 0
+    assert in_a_process("8").stdout == "8\n"
+    assert in_a_process("7").stdout == "0\n"
+    assert in_a_process("0").stdout == "0\n"
     for wrong in ("-1", "some", "1.5", ""):
         found = in_a_process(wrong)
         assert found.returncode != 0
         assert f"ValueError: MMKERN_CACHE_MB is '{wrong}'; wanted a number of MiB" in found.stderr
+
+
+def test_what_is_kept_is_given_up_for_an_output_that_does_not_fit():
+    script = """
+import resource, torch, mmkern
+x, large = torch.ones(8192, 2048), torch.ones(3, 8192, 1024)
+y = mmkern.rms_norm(x, None)
+del y
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (60 << 20),) * 2)
+print(mmkern.rms_norm(large, None).shape[0])
+try:
+    mmkern.rms_norm(large.expand(2, 3, 8192, 1024).reshape(6, 8192, 1024), None)
+except RuntimeError as error:
+    print("memory" in str(error))
+"""
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("no /proc")
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout == "3\nTrue\n", found.stderr
 
 
 def test_a_forked_process_goes_on():

@@ -163,16 +163,38 @@ def test_linear_is_a_linear_layer(shape, dtype, monkeypatch):
     assert (y - expected).abs().max() < limit
     many = len(shape) in (2, 3) and x[..., 0].numel() >= 16
     assert len(calls) == (many and dtype != torch.bfloat16)
-    y.backward(torch.ones_like(y))
-    torch.testing.assert_close(
-        layer.bias.grad.double(), torch.full((33,), y[..., 0].numel() * 1.0).double()
-    )
+    grad = torch.randn(y.shape).to(dtype)
+    y.backward(grad)
+    rows, columns = x.detach().double().reshape(-1, 24), grad.double().reshape(-1, 33)
+    wanted = {"weight": columns.T @ rows, "bias": columns.sum(0)}
+    for name, value in wanted.items():
+        got = getattr(layer, name).grad
+        assert (got - value).abs().max() < 8 * torch.finfo(dtype).eps * value.abs().max()
+    value = (columns @ layer.weight.detach().double()).reshape(shape)
+    assert (x.grad - value).abs().max() < 8 * torch.finfo(dtype).eps * value.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     set_ops(layer, "reference")
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert len(calls) <= 1
     assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_linear_is_exported_with_any_number_of_rows():
+    exported = torch.export.export(
+        Linear(24, 33), (torch.randn(40, 24),), dynamic_shapes=({0: torch.export.Dim("n", min=2)},)
+    )
+    for rows in (3, 50):
+        assert exported.module()(torch.randn(rows, 24)).shape == (rows, 33)
+
+
+def test_linear_takes_what_a_linear_layer_takes():
+    assert Linear(0, 33)(torch.randn(20, 0)).shape == (20, 33)
+    assert Linear(24, 0)(torch.randn(20, 24)).shape == (20, 0)
+    nested = torch.nested.nested_tensor([torch.randn(20, 24), torch.randn(30, 24)])
+    assert Linear(24, 33)(nested).is_nested
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Linear(24, 33)(torch.randn(20, 25))
 
 
 @pytest.mark.parametrize(

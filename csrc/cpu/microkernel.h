@@ -61,7 +61,7 @@ MMKERN_INLINE int64_t cells(int64_t n) {
 }
 
 MMKERN_INLINE vf broadcast(const float* p) { return set1(*p); }
-MMKERN_INLINE vu broadcast(const bf16_pair* p) { return vu{} + p->bits; }
+MMKERN_INLINE vu broadcast(const bf16_pair* p) { return vu{} + load_bits<uint32_t>(p); }
 MMKERN_INLINE vf load_cells(const float* p) { return load_bits<vf>(p); }
 MMKERN_INLINE vu load_cells(const bf16_pair* p) { return load_bits<vu>(p); }
 MMKERN_INLINE vf multiply_add(vf acc, vf a, vf b) { return fma(a, b, acc); }

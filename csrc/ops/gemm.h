@@ -84,6 +84,7 @@ inline int64_t gemm_balanced_rows(int64_t rows, int64_t most) {
     const bool short_round = tasks % threads == 1 || threads == 1;  // of the last rows alone
     return rounds * (block + kReadingB) - (short_round ? tasks * block - rows : 0);
   };
+  most = std::min(most, round_up(rows, kTallRowUnit));
   int64_t best = most;
   for (int64_t block = most; block > most / 2; block -= kTallRowUnit) {
     if (cost(block) <= cost(best)) best = block;
@@ -180,8 +181,8 @@ template <class Args>
 void run_gemm(const Args& args, void (*kernel)(const Args&, const GemmTask&, float*)) {
   const GemmPlan& plan = args.plan;
   if (plan.rows == 0 || plan.cols == 0) return;
-  const int64_t threads = at::get_num_threads();
   const auto run = [&](GemmTask task, int64_t tasks, int64_t work) {
+    const int64_t threads = worthwhile_threads(tasks, work);
     parallel_dynamic(tasks, work, 1, [&](const auto& next) {
       const Scratch<float> scratch(plan.scratch);
       GemmTask mine = task;

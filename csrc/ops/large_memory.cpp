@@ -24,7 +24,13 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kDefaultLimit = 256;  // MiB
 
-#if defined(__linux__)
+#if defined(__SANITIZE_ADDRESS__)
+// Not a byte more than was asked for, between red zones.
+constexpr size_t kUnit = 1;
+void* map_pages(size_t bytes) { return ::operator new(bytes, std::align_val_t{64}, std::nothrow); }
+void unmap_pages(void* data, size_t) { ::operator delete(data, std::align_val_t{64}); }
+#elif defined(__linux__)
+constexpr size_t kUnit = kHugePage;
 // From the system and back to it: the C library would keep some of what is freed.
 void* map_pages(size_t bytes) {
   constexpr int kProtection = PROT_READ | PROT_WRITE, kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -39,15 +45,16 @@ void* map_pages(size_t bytes) {
 }
 void unmap_pages(void* data, size_t bytes) { munmap(data, bytes); }
 #else
+constexpr size_t kUnit = kHugePage;
 void* map_pages(size_t bytes) { return std::aligned_alloc(kHugePage, bytes); }
 void unmap_pages(void* data, size_t) { std::free(data); }
 #endif
 
 struct Block {
-  explicit Block(size_t size) : bytes(size), data(map_pages(size)) {
-    if (data == nullptr) throw std::bad_alloc();
+  explicit Block(size_t size) : bytes(size), data(map_pages(size)) {}
+  ~Block() {
+    if (data != nullptr) unmap_pages(data, bytes);
   }
-  ~Block() { unmap_pages(data, bytes); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
@@ -70,14 +77,19 @@ size_t limit_from_environment() {
   return megabytes << 20;
 }
 
-// Tensors never wait for the lock: who does not get it allocates and frees as if nothing were kept.
+// Nobody waits for the lock: who does not get it allocates and frees as if nothing were kept.
 // A process that is forked while another thread holds the lock can therefore go on.
 class LargeMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    const size_t size = (std::max<size_t>(bytes, 1) + kHugePage - 1) / kHugePage * kHugePage;
+    const size_t size = (std::max<size_t>(bytes, 1) + kUnit - 1) / kUnit * kUnit;
     std::unique_ptr<Block> block = take(size);
     if (block == nullptr) block = std::make_unique<Block>(size);
+    if (block->data == nullptr) {
+      clear();
+      block = std::make_unique<Block>(size);
+    }
+    TORCH_CHECK(block->data != nullptr, "mmkern: no memory for ", bytes, " bytes on the CPU");
     void* data = block->data;
     return {data, block.release(), &LargeMemory::give_back, c10::DeviceType::CPU};
   }
@@ -87,10 +99,16 @@ class LargeMemory final : public c10::Allocator {
   }
 
   void clear() {
-    Blocks dropped;
-    const std::lock_guard lock(mutex_);
+    Blocks dropped;  // freed after the lock is
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return;
     dropped.swap(kept_);
     kept_bytes_ = 0;
+  }
+
+  size_t kept_bytes() {
+    const std::lock_guard lock(mutex_);
+    return kept_bytes_;
   }
 
  private:
@@ -114,8 +132,13 @@ class LargeMemory final : public c10::Allocator {
     Blocks dropped;  // freed after the lock is
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock || block->bytes > limit_) return;
-    kept_bytes_ += block->bytes;
-    kept_.push_back(std::move(block));
+    const size_t bytes = block->bytes;
+    try {
+      kept_.push_back(std::move(block));
+    } catch (const std::bad_alloc&) {
+      return;
+    }
+    kept_bytes_ += bytes;
     auto oldest = kept_.begin();
     for (; kept_bytes_ > limit_; ++oldest) {
       kept_bytes_ -= (*oldest)->bytes;
@@ -146,5 +169,6 @@ void LargeMemory::give_back(void* block) {
 
 c10::Allocator& large_memory() { return memory(); }
 void empty_cache() { memory().clear(); }
+size_t cached_bytes() { return memory().kept_bytes(); }
 
 }  // namespace mmkern
