@@ -72,7 +72,6 @@ twin-tests: $(VENV)/installed ## the AscendC twin itself: instructions, rules
 twin-examples: $(VENV)/installed ## public AscendC examples on the twin: make twin-examples DEVKIT=<checkout of asc-devkit>
 	$(BIN)/python benchmarks/twin_examples.py $(DEVKIT)
 
-# One target of each compiler: sm_100 alone takes longer than these.
 gpu-gate: $(VENV)/installed ## compile every Triton kernel for four GPUs, without one, and compare
 	$(BIN)/python benchmarks/gpu_launches.py --check
 	$(BIN)/python benchmarks/gpu_gate.py --check

@@ -32,7 +32,7 @@ def set_ops(module, ops):
     """Make every mmkern module inside ``module`` run on ``ops``; returns ``module``."""
     ops_namespace(ops)
     for child in module.modules():
-        if isinstance(child, OpsModule | Linear):
+        if isinstance(child, OpsModule):
             child.ops = ops
     return module
 
@@ -40,8 +40,8 @@ def set_ops(module, ops):
 class OpsModule(nn.Module):
     """Base of the modules here: stores which functions to call."""
 
-    def __init__(self, ops):
-        super().__init__()
+    def __init__(self, ops, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         ops_namespace(ops)
         self.ops = ops
 
@@ -50,7 +50,7 @@ class OpsModule(nn.Module):
         return ops_namespace(self.ops)
 
 
-class Linear(nn.Linear):
+class Linear(OpsModule, nn.Linear):
     """nn.Linear, through mmkern's matrix product on a CPU in float32 and float16.
 
     ``mmkern.patch_embed`` of flattened patches is that product; docs/benchmarks.md has what models
@@ -63,13 +63,7 @@ class Linear(nn.Linear):
     FEWEST_ROWS = 16
 
     def __init__(self, in_features, out_features, bias=True, *, ops="mmkern"):
-        super().__init__(in_features, out_features, bias=bias)
-        ops_namespace(ops)
-        self.ops = ops
-
-    @property
-    def f(self):
-        return ops_namespace(self.ops)
+        super().__init__(ops, in_features, out_features, bias=bias)
 
     def forward(self, x):
         """x (..., in_features) -> (..., out_features)."""
